@@ -1,0 +1,92 @@
+"""Fill a model from a source of named tensors, strictly: nothing missing, nothing extra, every shape right."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tapwater.checkpoint.names import Entry, layout, meta_model, shared_copies
+from tapwater.config import ModelConfig
+from tapwater.errors import CheckpointError
+from tapwater.model import Transformer
+
+Progress = Callable[[int, int], None]  # tensors done, tensors in all
+
+
+class TensorSource(Protocol):
+    """Tensors by Hugging Face name, read one at a time; `where` names the file or directory in errors."""
+
+    where: str
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+def build(
+    config: ModelConfig, source: TensorSource, dtype: torch.dtype | None, progress: Progress | None = None
+) -> Transformer:
+    """The model of `config` with the weights of `source`, cast to `dtype` (None: as stored).
+
+    Raises CheckpointError naming the first tensor that is missing, unexpected or of the wrong shape; nothing is read
+    before all names and shapes agree.
+    """
+    model = meta_model(config)
+    entries = list(layout(model))
+    _check_names(config, entries, source)
+    for done, entry in enumerate(entries):
+        parts = [_supported(source.read(name), name, source.where) for name in entry.hf_names]
+        tensor = parts[0] if len(parts) == 1 else torch.stack(parts)
+        wanted = torch.float32 if entry.always_float32 else dtype
+        _assign(model, entry.name, tensor if wanted is None else tensor.to(wanted))
+        if progress is not None:
+            progress(done + 1, len(entries))
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    for copy, original in shared_copies(config).items():
+        if not torch.equal(source.read(copy), source.read(original)):
+            raise CheckpointError(f"{source.where}: {copy} must equal {original}: prediction layers share them")
+    return model
+
+
+def _check_names(config: ModelConfig, entries: list[Entry], source: TensorSource) -> None:
+    found = dict(source.shapes())
+    expected = {name: entry.hf_shape for entry in entries for name in entry.hf_names}
+    by_name = {name: entry.shape for entry in entries for name in entry.hf_names}
+    for copy, original in shared_copies(config).items():
+        expected[copy] = by_name[original]
+    missing = [name for name in expected if name not in found]
+    # Some writers store an empty tensor for "no shared experts": it carries nothing.
+    extra = [name for name, shape in found.items() if name not in expected and 0 not in shape]
+    if missing:
+        raise CheckpointError(f"{source.where}: {_some(missing)} missing; the configuration asks for it")
+    if extra:
+        raise CheckpointError(f"{source.where}: {_some(extra)} not part of a {config.model_type} of this configuration")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(
+                f"{source.where}: tensor {name} has shape {list(found[name])}, the configuration says {list(shape)}"
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"tensor {names[0]}{more}"
+
+
+def _supported(tensor: Tensor, name: str, where: str) -> Tensor:
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise CheckpointError(
+            f"{where}: tensor {name} is stored as {tensor.dtype}; only float32, float16 and bfloat16 are supported"
+        )
+    return tensor
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._buffers:
+        setattr(module, leaf, nn.Buffer(tensor))
+    else:
+        setattr(module, leaf, nn.Parameter(tensor))

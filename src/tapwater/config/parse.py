@@ -1,0 +1,70 @@
+"""Turn a mapping into a frozen dataclass, strictly: every key known, every type right, every error naming its field."""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tapwater.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
+    """Build dataclass `cls` from `mapping`; `where` names the source in errors.
+
+    Raises ConfigError for an unknown key (naming the nearest), a missing key or a value of the wrong type.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: expected a table of fields, got {_shown(mapping)}")
+    hints = get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # pyrefly: ignore[bad-argument-type]
+    for key in mapping:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown field {key!r}{nearest(key, fields)}")
+    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in mapping.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"{where}: missing field {name!r}")
+    return cls(**values)
+
+
+def nearest(key: str, known: Mapping[str, Any] | list[str]) -> str:
+    """A hint `; did you mean 'x'?` for a misspelt key, or nothing when no known key is near."""
+    match = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        lists = [each for each in options if get_origin(each) is tuple]
+        scalars = [each for each in options if each is not type(None) and each not in lists]
+        option = lists[0] if lists and (isinstance(value, list | tuple) or not scalars) else scalars[0]
+        return _convert(option, value, where)
+    if origin is Literal:
+        if value not in get_args(hint) or isinstance(value, bool):
+            allowed = ", ".join(repr(each) for each in get_args(hint))
+            raise ConfigError(f"{where}: {_shown(value)} is not one of {allowed}")
+        return value
+    if origin is tuple:
+        item = get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: expected a list of {item.__name__}, got {_shown(value)}")
+        return tuple(_convert(item, each, f"{where}[{index}]") for index, each in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_mapping(hint, value, where)  # pyrefly: ignore
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) and hint is not bool or not isinstance(value, hint):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"[:120]

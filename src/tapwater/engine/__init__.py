@@ -1,0 +1,25 @@
+"""Continuous batching over a paged cache: token ids in, token ids out."""
+
+from tapwater.engine.engine import DTYPES, Engine
+from tapwater.engine.loop import EngineError, EngineLoop
+from tapwater.engine.request import (
+    MAX_LOGPROBS,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
+
+__all__ = [
+    "DTYPES",
+    "MAX_LOGPROBS",
+    "Engine",
+    "EngineError",
+    "EngineLoop",
+    "FinishReason",
+    "Request",
+    "SamplingParams",
+    "TokenLogprobs",
+    "TokenOutput",
+]

@@ -1,0 +1,119 @@
+"""The engine's thread: requests come in from any thread, tokens go out through each request's listener."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from tapwater.engine.engine import Engine
+from tapwater.engine.request import FinishReason, Request, TokenOutput
+from tapwater.errors import RequestError, TapwaterError
+
+Listener = Callable[[TokenOutput | TapwaterError], None]
+
+log = logging.getLogger(__name__)
+
+
+class EngineError(TapwaterError):
+    """The engine failed while it computed; the requests it held are lost, the engine goes on."""
+
+
+class EngineLoop:
+    """Steps an engine while it has work. Listeners run in this thread and must not block.
+
+    `abort` and `submit` may be called from anywhere; the engine itself is touched by this thread alone.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._wake = threading.Condition()
+        self._inbox: deque[tuple[Request, Listener]] = deque()
+        self._aborted: set[Request] = set()
+        self._listeners: dict[int, tuple[Request, Listener]] = {}
+        self._draining = False
+        self._thread = threading.Thread(target=self._run, name="tapwater-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_running(self) -> int:
+        return len(self.engine.scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.engine.scheduler.waiting) + len(self._inbox)
+
+    def submit(self, request: Request, listener: Listener) -> None:
+        """Queue a request; RequestError once the loop is closing."""
+        with self._wake:
+            if self._draining:
+                raise RequestError("the engine is shutting down", code="shutting_down")
+            self._inbox.append((request, listener))
+            self._wake.notify()
+
+    def abort(self, request: Request) -> None:
+        """End a request soon; its listener hears a last, tokenless word only if it had not ended."""
+        with self._wake:
+            self._aborted.add(request)
+            self._wake.notify()
+
+    def close(self, drain_s: float) -> None:
+        """Admit nothing more, let requests finish for `drain_s` seconds, abort the rest, end the thread."""
+        with self._wake:
+            self._draining = True
+            self._wake.notify()
+        deadline = time.monotonic() + drain_s
+        self._thread.join(timeout=max(0.0, drain_s))
+        if self._thread.is_alive() and time.monotonic() >= deadline:
+            with self._wake:
+                self._aborted.update(request for request, _ in self._inbox)
+                self._aborted.update(request for request, _ in list(self._listeners.values()))
+                self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._take_inbox():
+            try:
+                outputs = self.engine.step() if self.engine.has_work else []
+            except Exception as error:  # noqa: BLE001 - whatever broke is told to every listener, and logged
+                log.exception("engine step failed")
+                self._fail_all(EngineError(f"the engine failed: {error}"))
+                continue
+            for output in outputs:
+                self._deliver(output)
+
+    def _take_inbox(self) -> bool:
+        """Wait for work, admit and abort what was asked; False when the loop is to end."""
+        with self._wake:
+            while not (self._inbox or self._aborted or self.engine.has_work or self._draining):
+                self._wake.wait()
+            arrived, self._inbox = list(self._inbox), deque()
+            aborted, self._aborted = self._aborted, set()
+            ended = self._draining and not (arrived or self.engine.has_work)
+        for request, listener in arrived:
+            self._listeners[request.request_id] = (request, listener)
+            self.engine.add(request)
+        for request in aborted:
+            if request.request_id in self._listeners and request.finish_reason is None:
+                _, listener = self._listeners.pop(request.request_id)
+                self.engine.finish(request, FinishReason.ABORT)
+                listener(RequestError("the request was aborted", code="aborted"))
+        return not ended
+
+    def _deliver(self, output: TokenOutput) -> None:
+        request, listener = self._listeners[output.request_id]
+        try:
+            listener(output)
+        except Exception:
+            # one listener's fault ends its own request, nobody else's
+            log.exception("listener of request %d failed", output.request_id)
+            self.engine.finish(request, FinishReason.ABORT)
+        if request.finish_reason is not None:
+            self._listeners.pop(output.request_id, None)
+
+    def _fail_all(self, error: EngineError) -> None:
+        held = list(self._listeners.values())
+        self._listeners.clear()
+        for request, listener in held:
+            self.engine.finish(request, FinishReason.ABORT)
+            listener(error)
