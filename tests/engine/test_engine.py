@@ -4,11 +4,11 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tiny import CONFIGS, prompt, tiny_model, uncached_greedy
 
 from tapwater.config import EngineConfig
 from tapwater.engine import Engine, FinishReason, Request, SamplingParams
 from tapwater.errors import ConfigError, RequestError
+from tiny import CONFIGS, prompt, tiny_model, uncached_greedy
 
 NEW = 12
 GREEDY = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle.variants import NAMES, oracle
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
+from oracle.variants import NAMES, oracle
 from tapwater.checkpoint.hf import load_hf, save_hf
 from tapwater.model import Sequences, Transformer, positions_of
 

@@ -159,7 +159,7 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _open(path: Path):  # noqa: ANN202 - safetensors does not export the type
+def _open(path: Path):
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:

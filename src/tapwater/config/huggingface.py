@@ -12,10 +12,12 @@ from tapwater.errors import ConfigError
 
 # Keys that describe files, tooling or generation, never the function the weights compute.
 BOOKKEEPING = frozenset(
-    "architectures auto_map transformers_version _name_or_path torch_dtype dtype use_cache pad_token_id id2label "
-    "label2id problem_type return_dict output_attentions output_hidden_states output_router_logits "
-    "chunk_size_feed_forward is_encoder_decoder is_llama_config transformers.js_config "
-    "quantization_config _attn_implementation_autoset".split()
+    (
+        *("architectures", "auto_map", "transformers_version", "_name_or_path", "_attn_implementation_autoset"),
+        *("torch_dtype", "dtype", "quantization_config", "use_cache", "pad_token_id", "problem_type", "return_dict"),
+        *("id2label", "label2id", "output_attentions", "output_hidden_states", "output_router_logits"),
+        *("chunk_size_feed_forward", "is_encoder_decoder", "is_llama_config", "transformers.js_config"),
+    )
 )
 # `quantization_config` says how tensors are stored, so checkpoint/hf.py honours or refuses it, not the architecture.
 
@@ -81,10 +83,7 @@ def from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
     if raw.get("num_key_value_heads") is None and "num_attention_heads" in raw:
         values["num_key_value_heads"] = raw["num_attention_heads"]
     values = {key: value for key, value in values.items() if value is not None}
-    try:
-        return from_mapping(ModelConfig, values, where)
-    except ConfigError as error:
-        raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from None
+    return from_mapping(ModelConfig, values, where)
 
 
 def to_hf(config: ModelConfig, dtype: str | None = None) -> dict[str, Any]:

@@ -28,16 +28,14 @@ class RopeScaling:
     def __post_init__(self) -> None:
         for name in ("factor", "original_max_position_embeddings", "beta_slow"):
             if getattr(self, name) <= 0:
-                raise ConfigError(f"rope_scaling: {name} must be positive, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         if self.factor < 1:
-            raise ConfigError(f"rope_scaling: factor must be at least 1, got {self.factor}")
+            raise ConfigError(f"factor must be at least 1, got {self.factor}")
         if self.beta_fast <= self.beta_slow:
-            raise ConfigError(
-                f"rope_scaling: beta_fast {self.beta_fast} must be greater than beta_slow {self.beta_slow}"
-            )
+            raise ConfigError(f"beta_fast {self.beta_fast} must be greater than beta_slow {self.beta_slow}")
         # With only one of the two, DeepSeek's code and transformers compute different models.
         if bool(self.mscale) != bool(self.mscale_all_dim):
-            raise ConfigError("rope_scaling: mscale and mscale_all_dim must be given together or not at all")
+            raise ConfigError("mscale and mscale_all_dim must be given together or not at all")
 
 
 @dataclass(frozen=True)

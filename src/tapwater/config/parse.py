@@ -14,7 +14,8 @@ T = TypeVar("T")
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     """Build dataclass `cls` from `mapping`; `where` names the source in errors.
 
-    Raises ConfigError for an unknown key (naming the nearest), a missing key or a value of the wrong type.
+    Raises ConfigError for an unknown key (naming the nearest), a missing key, a value of the wrong type, or one that
+    the class itself refuses.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a table of fields, got {_shown(mapping)}")
@@ -28,7 +29,10 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise ConfigError(f"{where}: missing field {name!r}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:  # the class's own checks know the fields, not where they came from
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def nearest(key: str, known: Mapping[str, Any] | list[str]) -> str:
@@ -61,7 +65,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value if isinstance(value, hint) else from_mapping(hint, value, where)  # pyrefly: ignore
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(value, bool) and hint is not bool or not isinstance(value, hint):
+    if (isinstance(value, bool) and hint is not bool) or not isinstance(value, hint):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {_shown(value)}")
     return value
 

@@ -25,12 +25,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("page_size", "cache_tokens", "max_batch_tokens", "max_requests"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"engine.{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("threads", "max_context"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"engine.{name} must not be negative, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.cache_tokens < self.page_size:
-            raise ConfigError(f"engine.cache_tokens {self.cache_tokens} is less than one page ({self.page_size})")
+            raise ConfigError(f"cache_tokens {self.cache_tokens} is less than one page ({self.page_size})")
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
-            raise ConfigError(f"server.port must be between 0 and 65535, got {self.port}")
+            raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
         if self.max_waiting < 1:
-            raise ConfigError(f"server.max_waiting must be at least 1, got {self.max_waiting}")
+            raise ConfigError(f"max_waiting must be at least 1, got {self.max_waiting}")
         if self.drain_s < 0:
-            raise ConfigError(f"server.drain_s must not be negative, got {self.drain_s}")
+            raise ConfigError(f"drain_s must not be negative, got {self.drain_s}")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from tapwater.config import ModelConfig
 from tapwater.errors import ConfigError
@@ -45,6 +44,4 @@ class LatentCache:
             for held, query, context in zip(pages, query_lengths, context_lengths, strict=True)
             for position in range(context - query, context)
         ]
-        return CacheView(
-            self.pages_LPSX, table_BP, torch.tensor(slots), tuple(query_lengths), tuple(context_lengths)
-        )
+        return CacheView(self.pages_LPSX, table_BP, torch.tensor(slots), tuple(query_lengths), tuple(context_lengths))

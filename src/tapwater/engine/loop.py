@@ -75,7 +75,7 @@ class EngineLoop:
         while self._take_inbox():
             try:
                 outputs = self.engine.step() if self.engine.has_work else []
-            except Exception as error:  # noqa: BLE001 - whatever broke is told to every listener, and logged
+            except Exception as error:
                 log.exception("engine step failed")
                 self._fail_all(EngineError(f"the engine failed: {error}"))
                 continue

@@ -127,4 +127,4 @@ def kept_assignments(routing: Routing, balance: Balance) -> Tensor | None:
 def update_bias(gate: Gate, load_E: Tensor, step: float) -> None:
     """Loss-free balancing (V3 report section 2.1.2): after a step, lower the bias of overloaded experts by `step`,
     raise that of underloaded ones; `load_E` counts assignments over the whole batch."""
-    gate.e_score_correction_bias += step * torch.sign(load_E.mean() - load_E)
+    gate.e_score_correction_bias.add_(step * torch.sign(load_E.mean() - load_E))

@@ -1,6 +1,7 @@
 """The small modules everything else is made of."""
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from tapwater import ops
@@ -15,6 +16,15 @@ class Linear(nn.Module):
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return ops.linear(x_TI, self.weight)
+
+
+class Embedding(nn.Module):
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def forward(self, tokens_T: Tensor) -> Tensor:
+        return F.embedding(tokens_T, self.weight)
 
 
 class RMSNorm(nn.Module):

@@ -33,7 +33,8 @@ class MultiTokenPrediction(nn.Module):
         context: AttentionContext,
         layer: int,
         balance: Balance | None,
-    ) -> tuple[Tensor, BalanceLosses | None]:
-        """h^k [T, D], before its norm, from the embeddings of the tokens k ahead and h^{k-1}."""
+    ) -> tuple[Tensor, Tensor, BalanceLosses | None]:
+        """h^k [T, D], and normed for the head, from the embeddings of the tokens k ahead and h^{k-1}."""
         x_TD = self.eh_proj(torch.cat((self.enorm(embedded_TD), self.hnorm(previous_TD)), dim=-1))
-        return self.block(x_TD, rotation, context, layer, balance)
+        hidden_TD, losses = self.block(x_TD, rotation, context, layer, balance)
+        return hidden_TD, self.norm(hidden_TD), losses

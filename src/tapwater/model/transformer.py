@@ -11,7 +11,7 @@ from tapwater.model.attention import GroupedAttention, LatentAttention
 from tapwater.model.balance import Balance, BalanceLosses, sum_losses
 from tapwater.model.context import AttentionContext, Sequences
 from tapwater.model.init import initialise
-from tapwater.model.layers import Linear, RMSNorm, SwiGLU
+from tapwater.model.layers import Embedding, Linear, RMSNorm, SwiGLU
 from tapwater.model.moe import Dispatcher, MoE, local_dispatch
 from tapwater.model.mtp import MultiTokenPrediction
 from tapwater.model.rope import Rotation, rotation
@@ -57,7 +57,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, dispatch: Dispatcher = local_dispatch) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, config.is_moe_layer(layer), dispatch) for layer in range(config.num_hidden_layers)
         )
@@ -114,13 +114,12 @@ class Transformer(nn.Module):
             ahead = [part[torch.arange(part.shape[0]).add(depth).clamp(max=part.shape[0] - 1)]
                      for part in tokens_T.split(list(lengths))]  # fmt: skip
             layer = self.config.num_hidden_layers + depth - 1
-            hidden_TD, loss = module(self.embed_tokens(torch.cat(ahead)), hidden_TD, turned, context, layer, balance)
-            outputs.append(Output(module.norm(hidden_TD), sum_losses([loss]) if loss else None))
+            embedded_TD = self.embed_tokens(torch.cat(ahead))
+            hidden_TD, normed_TD, loss = module(embedded_TD, hidden_TD, turned, context, layer, balance)
+            outputs.append(Output(normed_TD, sum_losses([loss]) if loss else None))
         return outputs
 
 
 def positions_of(lengths: tuple[int, ...]) -> Tensor:
     """Positions 0.. of consecutive whole sequences, flat."""
     return torch.cat([torch.arange(length) for length in lengths])
-
-

@@ -166,7 +166,7 @@ def _attend(q_bnHd: Tensor, k_bsGd: Tensor, v_bsGv: Tensor, visible_bns: Tensor,
     return out.transpose(1, 2)
 
 
-def _per_group(q_THd, pages_PSX, page_table_BP, query_lengths, context_lengths, attend) -> Tensor:  # noqa: ANN001
+def _per_group(q_THd, pages_PSX, page_table_BP, query_lengths, context_lengths, attend) -> Tensor:
     """Run `attend` once per run of neighbouring requests with the same number of new tokens (decodes go together)."""
     page_size = pages_PSX.shape[1]
     outputs = []
