@@ -1,0 +1,54 @@
+"""What every benchmark says of itself: machine, commit, command; medians of several rounds; a table and a JSON file."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def provenance() -> dict[str, str]:
+    """Where and with what a figure was measured."""
+    root = Path(__file__).parent.parent
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+    }
+
+
+def publish(name: str, unit: str, rounds: dict[str, list[float]]) -> None:
+    """Print the median, least and greatest of each row's rounds, and write them all to bench/results/NAME.json."""
+    about = provenance()
+    table = Table(title=f"{name} ({unit})", caption="\n".join(f"{key}: {value}" for key, value in about.items()))
+    for column in ("", "median", "min", "max", "rounds"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row, values in rounds.items():
+        shown = [f"{value:.1f}" for value in (median(values), min(values), max(values))]
+        table.add_row(row, *shown, str(len(values)))
+    Console().print(table)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(about | {"unit": unit, "rounds": rounds}, indent=2) + "\n")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    return f"{facts.get('model name', platform.machine())} (family {facts.get('cpu family')}, model {facts.get('model')})"

@@ -1,0 +1,255 @@
+"""The facade: text in, text out, over tokenizer and engine."""
+
+import os
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tapwater.checkpoint.load import load
+from tapwater.checkpoint.weights import Progress
+from tapwater.config import EngineConfig, ModelConfig
+from tapwater.engine import (
+    DTYPES,
+    Engine,
+    EngineLoop,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
+from tapwater.errors import TapwaterError
+from tapwater.model import Transformer
+from tapwater.text import IncrementalDetokenizer, StopStrings, Tokenizer
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one request; `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class TextLogprob:
+    token: str
+    token_bytes: bytes
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """A generated token and the likeliest alternatives, best first."""
+
+    chosen: TextLogprob
+    top: tuple[TextLogprob, ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A step of an answer: new text (often none: half characters and possible stop strings are held back), the new
+    token's id, logprobs of the tokens whose text is out, usage so far; `finish_reason` on the last."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenText, ...]
+    finish_reason: FinishReason | None
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer; `text` ends before the stop string, `token_ids` are all that were generated."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenText, ...]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+DeltaListener = Callable[[Delta | TapwaterError], None]
+
+
+class Generation:
+    """A running request."""
+
+    def __init__(self, loop: EngineLoop, request: Request) -> None:
+        self._loop = loop
+        self._request = request
+
+    def abort(self) -> None:
+        """End it soon, from any thread, as often as wanted; one that has finished stays as it is."""
+        self._loop.abort(self._request)
+
+
+class LLM:
+    """A model ready to answer; safe to use from several threads, whose requests are computed together."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, engine: EngineConfig) -> None:
+        torch.set_num_threads(engine.threads or os.cpu_count() or 1)
+        self.tokenizer = tokenizer
+        self.config: ModelConfig = model.config
+        end_tokens = {*tokenizer.eos_token_ids, *model.config.eos_token_ids}
+        self._engine = Engine(model.eval().requires_grad_(False), engine, sorted(end_tokens))
+        self._loop = EngineLoop(self._engine)
+
+    @classmethod
+    def load(cls, path: Path, engine: EngineConfig, *, progress: Progress | None = None) -> "LLM":
+        """The model of a .gguf file or a Hugging Face directory; `progress(done, total)` counts tensors."""
+        loaded = load(path, DTYPES[engine.dtype], progress)
+        return cls(loaded.model, loaded.tokenizer, engine)
+
+    @property
+    def max_context(self) -> int:
+        """Tokens a prompt and its answer may have together."""
+        return self._engine.max_context
+
+    @property
+    def num_running(self) -> int:
+        return self._loop.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        return self._loop.num_waiting
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The prompt of a conversation, by the model's own chat template, ready for the assistant's turn."""
+        return self.tokenizer.encode_chat(messages)
+
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, stop: Sequence[str], listener: DeltaListener
+    ) -> Generation:
+        """Start a request; `listener` hears each Delta, or the error that ended it, in the engine's thread.
+
+        Raises RequestError at once for a request that cannot be honoured.
+        """
+        request = self._engine.create(prompt_token_ids, params)
+        self._loop.submit(request, _TextListener(self._engine, self.tokenizer, request, stop, listener))
+        return Generation(self._loop, request)
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams, stop: Sequence[str] = ()) -> Iterator[Delta]:
+        """Deltas as they come; closing the iterator aborts the request."""
+        heard: queue.SimpleQueue[Delta | TapwaterError] = queue.SimpleQueue()
+        generation = self.submit(self._token_ids(prompt), params, stop, heard.put)
+        try:
+            while True:
+                delta = heard.get()
+                if isinstance(delta, TapwaterError):
+                    raise delta
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            generation.abort()
+
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams, stop: Sequence[str] = ()
+    ) -> list[Completion]:
+        """Answers to all prompts, computed together, in the order of the prompts."""
+        streams: list[queue.SimpleQueue[Delta | TapwaterError]] = [queue.SimpleQueue() for _ in prompts]
+        generations: list[Generation] = []
+        try:
+            for prompt, heard in zip(prompts, streams, strict=True):
+                generations.append(self.submit(self._token_ids(prompt), params, stop, heard.put))
+            return [_collect(heard) for heard in streams]
+        finally:
+            for generation in generations:
+                generation.abort()
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Admit nothing more, let running requests finish for `drain_s` seconds, abort the rest."""
+        self._loop.close(drain_s)
+
+    def _token_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        return self.encode(prompt) if isinstance(prompt, str) else prompt
+
+
+def _collect(heard: "queue.SimpleQueue[Delta | TapwaterError]") -> Completion:
+    deltas: list[Delta] = []
+    while not deltas or deltas[-1].finish_reason is None:
+        delta = heard.get()
+        if isinstance(delta, TapwaterError):
+            raise delta
+        deltas.append(delta)
+    last = deltas[-1]
+    assert last.finish_reason is not None
+    return Completion(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+    )
+
+
+class _TextListener:
+    """Turns one request's tokens into text in the engine's thread, so that a stop string ends it with no token more."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, request: Request, stop: Sequence[str], listener: DeltaListener
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._request = request
+        self._listener = listener
+        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._stops = StopStrings(stop)
+        self._seen_chars = 0  # characters of all tokens so far
+        self._shown_chars = 0  # characters given out
+        # logprobs of tokens whose text is not all out, each with the character it starts at and the one after its end
+        self._held: list[tuple[int, int, TokenText]] = []
+
+    def __call__(self, output: TokenOutput | TapwaterError) -> None:
+        if isinstance(output, TapwaterError):
+            self._listener(output)
+            return
+        is_end = self._engine.is_end_token(output.token_id, self._request.params)
+        piece = "" if is_end else self._detokenizer.push(output.token_id)
+        text, stopped = self._stops.push(piece)
+        reason = output.finish_reason
+        if reason is not None and not stopped:
+            more, stopped = self._stops.push(self._detokenizer.flush())
+            text += more if stopped else more + self._stops.flush()
+        if stopped:
+            reason = FinishReason.STOP
+            self._engine.finish(self._request, reason)
+        self._shown_chars += len(text)
+        if output.logprobs is not None and not is_end:
+            start = self._seen_chars
+            self._held.append((start, start + len(piece), self._entry(output.logprobs)))
+        self._seen_chars += len(piece)
+        usage = Usage(len(self._request.prompt_token_ids), len(self._request.output_token_ids), 0)
+        self._listener(Delta(text, (output.token_id,), self._released(reason, stopped), reason, usage))
+
+    def _released(self, reason: FinishReason | None, stopped: bool) -> tuple[TokenText, ...]:
+        """Entries of tokens whose text is out; at a stop string those it cut through too, at another end all."""
+        if reason is not None and not stopped:
+            released, self._held = self._held, []
+        elif stopped:
+            released = [held for held in self._held if held[0] < self._shown_chars]
+        else:
+            released = [held for held in self._held if held[1] <= self._shown_chars]
+            self._held = self._held[len(released) :]
+        return tuple(entry for _, _, entry in released)
+
+    def _entry(self, logprobs: TokenLogprobs) -> TokenText:
+        chosen = self._text_logprob(logprobs.token_id, logprobs.logprob)
+        return TokenText(chosen, tuple(self._text_logprob(token, value) for token, value in logprobs.top))
+
+    def _text_logprob(self, token_id: int, logprob: float) -> TextLogprob:
+        tokenizer = self._tokenizer
+        return TextLogprob(tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), token_id, logprob)
