@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cyclopts
-from report import publish
-
 from tapwater.cli.models import open_model
+
+from report import publish
 from tapwater.config import load_run
 from tapwater.engine import SamplingParams
 from tapwater.errors import TapwaterError

@@ -1,5 +1,7 @@
 """Runs: TOML, overrides, and what is refused."""
 
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,11 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
     path.write_text("[engine\n")
     with pytest.raises(ConfigError, match=r"run\.toml.*TOML"):
         load_run(path)
+
+
+def test_the_example_states_every_default() -> None:
+    path = Path(__file__).parents[2] / "configs" / "serve.toml"
+    assert load_run(path) == RunConfig()
+    stated = tomllib.loads(path.read_text())
+    for section, values in stated.items():
+        assert set(values) == {field.name for field in fields(getattr(RunConfig(), section))}
