@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cyclopts
-from tapwater.cli.models import open_model
+from tapwater.cli.common import load, split_overrides
 
 from report import publish
 from tapwater.config import load_run
@@ -72,7 +72,8 @@ def decode_speed(llm: LLM, batch: int, chance: random.Random) -> float:
 @app.default
 def main(model: str = "smollm2-135m-instruct", *overrides: str, rounds: int = 5, config: Path | None = None) -> None:
     """Measure MODEL; the rows of a round run one after another, and rounds repeat, so that drift hits all rows."""
-    llm = open_model(model, load_run(config, overrides).engine)
+    model, settings = split_overrides(model, overrides)
+    llm = load(model, load_run(config, settings))
     chance = random.Random(0)
     figures: dict[str, list[float]] = {}
     try:

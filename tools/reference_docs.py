@@ -5,11 +5,13 @@ python tools/reference_docs.py [--check]
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tapwater.checkpoint
 import tapwater.config
@@ -135,14 +137,12 @@ def _entry(name: str, each: Any) -> str:
 
 
 def _dataclass_table(cls: type) -> str:
-    comments = _comments(cls)
+    comments, hints = _comments(cls), get_type_hints(cls)
     rows = []
     for field in dataclasses.fields(cls):
         has_default = field.default is not dataclasses.MISSING
-        kind = field.type if isinstance(field.type, str) else _type_name(field.type)
-        rows.append(
-            (field.name, kind, repr(field.default) if has_default else "required", comments.get(field.name, ""))
-        )
+        default = f"`{json.dumps(field.default)}`" if has_default else "required"
+        rows.append((field.name, _type_name(hints[field.name]), default, comments.get(field.name, "")))
     return _table(("field", "type", "default", ""), rows)
 
 
@@ -153,7 +153,7 @@ def _model_table(cls: type[schema.Strict]) -> str:
             comments |= _comments(base)
     rows = []
     for name, field in cls.model_fields.items():
-        default = "required" if field.is_required() else repr(field.default)
+        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
         limits = ", ".join(_limit(each) for each in field.metadata if _limit(each))
         note = "; ".join(part for part in (limits, comments.get(name, "")) if part)
         rows.append((name, _type_name(field.annotation), default, note))
@@ -161,8 +161,8 @@ def _model_table(cls: type[schema.Strict]) -> str:
 
 
 def _unsupported_table(fields: dict[str, tuple[Any, ...]]) -> str:
-    rows = [(name, ", ".join(f"`{value!r}`" for value in ("null", *values))) for name, values in fields.items()]
-    return _table(("field", "accepted values"), [(name, shown.replace("`'null'`", "`null`")) for name, shown in rows])
+    rows = [(name, ", ".join(f"`{json.dumps(value)}`" for value in (None, *values))) for name, values in fields.items()]
+    return _table(("field", "accepted values"), rows)
 
 
 def _limit(constraint: Any) -> str:
@@ -181,11 +181,17 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def _type_name(annotation: Any) -> str:
-    name = (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
-    name = re.sub(r"Annotated\[([^\[\],]+(?:\[[^\]]*\])?), .*?\)\]", r"\1", name)
-    return re.sub(r"\b(typing|types|tapwater\.[\w.]+)\.", "", name)
+    """A type as a reader writes it: constraints and modules left out."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin in (Union, UnionType):
+        return " | ".join(_type_name(each) for each in arguments)
+    if origin is Literal:
+        return ", ".join(json.dumps(each) for each in arguments)
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(_type_name(each) for each in arguments)}]"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def _sentence(cls: type) -> str:
