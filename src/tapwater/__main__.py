@@ -1,0 +1,5 @@
+"""`python -m tapwater`."""
+
+from tapwater.cli import main
+
+main()

@@ -1,0 +1,87 @@
+"""`tapwater generate`: continue one text."""
+
+import json
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from tapwater.cli.common import DEFAULT_MODEL, ConfigFile, Overrides, console, load, split_overrides
+from tapwater.cli.speed import Stopwatch
+from tapwater.config import load_run
+from tapwater.errors import RequestError
+
+
+def generate(
+    model: str = DEFAULT_MODEL,
+    /,
+    *overrides: Overrides,
+    prompt: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    max_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: list[str] | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Continue a text.
+
+    The text is taken as it stands, no chat template is put around it. Only the continuation goes to stdout.
+
+    Parameters
+    ----------
+    model
+        What continues it; pulled first when it is not on this machine.
+    prompt
+        The text to continue, or - to read it from standard input.
+    max_tokens
+        The most tokens to generate.
+    temperature
+        0 always takes the likeliest token.
+    top_p
+        Draw from the likeliest tokens that have this probability together.
+    seed
+        Makes the draws repeatable.
+    stop
+        End before this text; may be given several times.
+    as_json
+        Print one JSON object with text, finish_reason, usage and seconds when done, instead of the text as it comes.
+    """
+    model, settings = split_overrides(model, overrides)
+    run = load_run(config, settings)
+    text = _standard_input() if prompt == "-" else prompt
+    from tapwater.engine import SamplingParams
+
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    llm = load(model, run)
+    try:
+        watch = Stopwatch()
+        pieces = []
+        for delta in llm.stream(text, params, stop or ()):
+            watch.tick(delta.usage.completion_tokens)
+            pieces.append(delta.text)
+            if not as_json:
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
+        if as_json:
+            result = {
+                "text": "".join(pieces),
+                "finish_reason": delta.finish_reason,
+                "prompt_tokens": delta.usage.prompt_tokens,
+                "completion_tokens": delta.usage.completion_tokens,
+                "seconds": round(watch.seconds, 3),
+            }
+            sys.stdout.write(json.dumps(result, ensure_ascii=False))
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    finally:
+        llm.close()
+    console().print(f"{watch.summary} · ended by {delta.finish_reason}", style="dim", highlight=False)
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is not UTF-8 text: {error}", param="prompt") from None
