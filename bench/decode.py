@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cyclopts
-from tapwater.cli.common import load, split_overrides
 
 from report import publish
+from tapwater.cli.common import load, split_overrides
 from tapwater.config import load_run
 from tapwater.engine import SamplingParams
 from tapwater.errors import TapwaterError

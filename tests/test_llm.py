@@ -168,9 +168,19 @@ def test_a_listener_that_fails_ends_only_its_own_request(llm: LLM) -> None:
     def faulty(_: object) -> None:
         raise ValueError("listener")
 
+    heard: list[object] = []
+
+    def faulty_once(delta: object) -> None:
+        heard.append(delta)
+        if len(heard) == 2:
+            raise ValueError("listener")
+
     llm.submit(llm.encode("the"), SamplingParams(ignore_eos=True), (), faulty)
+    llm.submit(llm.encode("the"), SamplingParams(ignore_eos=True), (), faulty_once)
     assert len(llm.generate(["tap"], GREEDY)[0].token_ids) == 40
     wait_until(lambda: idle(llm))
+    assert len(heard) == 3
+    assert isinstance(heard[2], EngineError)  # it is told, so that nobody waits for more
 
 
 @pytest.mark.parametrize("drain_s", [0.0, 30.0])

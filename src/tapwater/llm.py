@@ -2,7 +2,7 @@
 
 import os
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +141,9 @@ class LLM:
         self._loop.submit(request, _TextListener(self._engine, self.tokenizer, request, stop, listener))
         return Generation(self._loop, request)
 
-    def stream(self, prompt: str | Sequence[int], params: SamplingParams, stop: Sequence[str] = ()) -> Iterator[Delta]:
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams, stop: Sequence[str] = ()
+    ) -> Generator[Delta, None, None]:
         """Deltas as they come; closing the iterator aborts the request."""
         heard: queue.SimpleQueue[Delta | TapwaterError] = queue.SimpleQueue()
         generation = self.submit(self._token_ids(prompt), params, stop, heard.put)
@@ -238,7 +240,7 @@ class _TextListener:
     def _released(self, reason: FinishReason | None, stopped: bool) -> tuple[TokenText, ...]:
         """Entries of tokens whose text is out; at a stop string those it cut through too, at another end all."""
         if reason is not None and not stopped:
-            released, self._held = self._held, []
+            released = self._held
         elif stopped:
             released = [held for held in self._held if held[0] < self._shown_chars]
         else:

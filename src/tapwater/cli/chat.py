@@ -114,7 +114,7 @@ def _answer(llm: "LLM", params: "SamplingParams", messages: Sequence[dict[str, s
     except KeyboardInterrupt:
         note = " · stopped"
     finally:
-        deltas.close()  # pyrefly: ignore[missing-attribute] - a generator
+        deltas.close()
     sys.stdout.write("\n")
     out.print(watch.summary + note, style="dim", highlight=False)
     return answer

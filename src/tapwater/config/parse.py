@@ -62,7 +62,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a list of {item.__name__}, got {_shown(value)}")
         return tuple(_convert(item, each, f"{where}[{index}]") for index, each in enumerate(value))
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_mapping(hint, value, where)  # pyrefly: ignore
+        return value if isinstance(value, hint) else from_mapping(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, hint):

@@ -1,8 +1,8 @@
 """The engine's thread: requests come in from any thread, tokens go out through each request's listener."""
 
+import atexit
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -32,8 +32,11 @@ class EngineLoop:
         self._aborted: set[Request] = set()
         self._listeners: dict[int, tuple[Request, Listener]] = {}
         self._draining = False
+        self._ending = False
         self._thread = threading.Thread(target=self._run, name="tapwater-engine", daemon=True)
         self._thread.start()
+        # an interpreter that exits while this thread is inside torch would crash
+        atexit.register(self.close, 0.0)
 
     @property
     def num_running(self) -> int:
@@ -62,14 +65,12 @@ class EngineLoop:
         with self._wake:
             self._draining = True
             self._wake.notify()
-        deadline = time.monotonic() + drain_s
         self._thread.join(timeout=max(0.0, drain_s))
-        if self._thread.is_alive() and time.monotonic() >= deadline:
-            with self._wake:
-                self._aborted.update(request for request, _ in self._inbox)
-                self._aborted.update(request for request, _ in list(self._listeners.values()))
-                self._wake.notify()
+        with self._wake:
+            self._ending = True
+            self._wake.notify()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _run(self) -> None:
         while self._take_inbox():
@@ -77,7 +78,8 @@ class EngineLoop:
                 outputs = self.engine.step() if self.engine.has_work else []
             except Exception as error:
                 log.exception("engine step failed")
-                self._fail_all(EngineError(f"the engine failed: {error}"))
+                for request, _ in list(self._listeners.values()):
+                    self._end(request, EngineError(f"the engine failed: {error}"))
                 continue
             for output in outputs:
                 self._deliver(output)
@@ -89,31 +91,34 @@ class EngineLoop:
                 self._wake.wait()
             arrived, self._inbox = list(self._inbox), deque()
             aborted, self._aborted = self._aborted, set()
-            ended = self._draining and not (arrived or self.engine.has_work)
+            draining, ending = self._draining, self._ending
         for request, listener in arrived:
             self._listeners[request.request_id] = (request, listener)
             self.engine.add(request)
+        if ending:
+            aborted = {request for request, _ in self._listeners.values()}
         for request in aborted:
-            if request.request_id in self._listeners and request.finish_reason is None:
-                _, listener = self._listeners.pop(request.request_id)
-                self.engine.finish(request, FinishReason.ABORT)
-                listener(RequestError("the request was aborted", code="aborted"))
-        return not ended
+            if request.request_id in self._listeners:
+                self._end(request, RequestError("the request was aborted", code="aborted"))
+        return not (draining and not self.engine.has_work)
 
     def _deliver(self, output: TokenOutput) -> None:
+        if output.request_id not in self._listeners:
+            return  # ended by another's listener in this very step
         request, listener = self._listeners[output.request_id]
         try:
             listener(output)
-        except Exception:
-            # one listener's fault ends its own request, nobody else's
-            log.exception("listener of request %d failed", output.request_id)
-            self.engine.finish(request, FinishReason.ABORT)
+        except Exception as error:
+            log.exception("the listener of request %d failed", output.request_id)
+            self._end(request, EngineError(f"the answer could not be delivered: {error}"))
         if request.finish_reason is not None:
             self._listeners.pop(output.request_id, None)
 
-    def _fail_all(self, error: EngineError) -> None:
-        held = list(self._listeners.values())
-        self._listeners.clear()
-        for request, listener in held:
-            self.engine.finish(request, FinishReason.ABORT)
+    def _end(self, request: Request, error: TapwaterError) -> None:
+        """Free a request that will get no further token and tell its listener why."""
+        _, listener = self._listeners.pop(request.request_id)
+        self.engine.finish(request, FinishReason.ABORT)
+        try:
             listener(error)
+        except Exception:
+            log.exception("the listener of request %d failed", request.request_id)

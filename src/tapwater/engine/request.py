@@ -57,7 +57,8 @@ class SamplingParams:
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise RequestError(f"{name} must be between {low} and {high}, got {value}", param=name)
+                allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise RequestError(f"{name} must be {allowed}, got {value}", param=name)
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p must be above 0 and at most 1, got {self.top_p}", param="top_p")
         for token, bias in self.logit_bias.items():

@@ -12,9 +12,7 @@ from tapwater.llm import Completion, Delta, TextLogprob, TokenText
 from tapwater.server.body import parse
 from tapwater.server.schema import ChatRequest
 from tapwater.server.service import Service
-from tapwater.server.stream import Choice, EventStream, events, whole
-
-LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot say
+from tapwater.server.stream import LOWEST_LOGPROB, Choice, EventStream, events, whole
 
 
 async def create(service: Service, request: Request) -> Response:

@@ -160,12 +160,11 @@ class GenerationRequest(Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     # Extensions, spelt as other open servers spell them
-    top_k: Annotated[int, Field(ge=0)] = 0  # 0: all
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
-    ignore_eos: bool = False
-    # Without effect: who asks, since nothing is kept or limited per user
-    user: str = ""
+    top_k: Annotated[int, Field(ge=0)] = 0  # extension; 0: all
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0  # extension; relative to the likeliest token
+    repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0  # extension; of tokens in prompt or answer
+    ignore_eos: bool = False  # extension; generate to the limit
+    user: str = ""  # without effect: nothing is kept or limited per user
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
@@ -205,10 +204,9 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None  # OpenAI's newer name for max_tokens
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    # Without effect: labels of stored answers (none is stored), who asks, where to look for a shared prefix
-    metadata: dict[str, str] = {}
-    safety_identifier: str = ""
-    prompt_cache_key: str = ""
+    metadata: dict[str, str] = {}  # without effect: labels of stored answers, and none is stored
+    safety_identifier: str = ""  # without effect: who asks
+    prompt_cache_key: str = ""  # without effect: where to look for a shared prefix
     unsupported = CHAT_UNSUPPORTED
 
     @model_validator(mode="after")

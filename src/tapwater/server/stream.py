@@ -16,6 +16,7 @@ from tapwater.server.generations import Generations
 from tapwater.server.service import usage_body
 
 Choice = dict[str, Any]
+LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot say
 
 
 class EventStream(StreamingResponse):
@@ -45,7 +46,7 @@ async def events(
     An error on the way is sent as an event of its own and ends the stream. No event has an `id:` line: clients
     dispatch an empty event when a comment follows one.
     """
-    pending = {"usage": None} if include_usage else {}
+    pending: dict[str, None] = {"usage": None} if include_usage else {}
 
     def chunk(choice: Choice) -> bytes:
         return event(envelope | {"choices": [choice]} | pending)
