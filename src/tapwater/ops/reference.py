@@ -5,7 +5,7 @@ heads, d head width, D hidden, E experts, K experts per token, F expert width, P
 R rope, N nope, V value, X one cache entry. All ops are differentiable except those that touch the paged cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own customary name
@@ -166,7 +166,14 @@ def _attend(q_bnHd: Tensor, k_bsGd: Tensor, v_bsGv: Tensor, visible_bns: Tensor,
     return out.transpose(1, 2)
 
 
-def _per_group(q_THd, pages_PSX, page_table_BP, query_lengths, context_lengths, attend) -> Tensor:
+def _per_group(
+    q_THd: Tensor,
+    pages_PSX: Tensor,
+    page_table_BP: Tensor,
+    query_lengths: Sequence[int],
+    context_lengths: Sequence[int],
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
     """Run `attend` once per run of neighbouring requests with the same number of new tokens (decodes go together)."""
     page_size = pages_PSX.shape[1]
     outputs = []
