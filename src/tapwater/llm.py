@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tapwater.checkpoint.load import load
-from tapwater.checkpoint.weights import Progress
+from tapwater.checkpoint import Progress, load_model
 from tapwater.config import EngineConfig, ModelConfig
 from tapwater.engine import (
     DTYPES,
@@ -107,7 +106,7 @@ class LLM:
     @classmethod
     def load(cls, path: Path, engine: EngineConfig, *, progress: Progress | None = None) -> "LLM":
         """The model of a .gguf file or a Hugging Face directory; `progress(done, total)` counts tensors."""
-        loaded = load(path, DTYPES[engine.dtype], progress)
+        loaded = load_model(path, DTYPES[engine.dtype], progress)
         return cls(loaded.model, loaded.tokenizer, engine)
 
     @property

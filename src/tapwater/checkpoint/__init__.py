@@ -1,8 +1,7 @@
-"""Models on disk: Hugging Face directories both ways, GGUF files, and where models come from."""
+"""Models on disk: Hugging Face directories both ways, GGUF files; `pull` brings them here."""
 
 from tapwater.checkpoint.hf import load_hf, save_hf
-from tapwater.checkpoint.load import LoadedModel, load, load_config
-from tapwater.checkpoint.pull import pull
+from tapwater.checkpoint.load import LoadedModel, load_config, load_model
 from tapwater.checkpoint.weights import Progress
 
-__all__ = ["LoadedModel", "Progress", "load", "load_config", "load_hf", "pull", "save_hf"]
+__all__ = ["LoadedModel", "Progress", "load_config", "load_hf", "load_model", "save_hf"]

@@ -20,7 +20,7 @@ class LoadedModel:
     tokenizer: Tokenizer
 
 
-def load(path: Path, dtype: torch.dtype | None, progress: Progress | None = None) -> LoadedModel:
+def load_model(path: Path, dtype: torch.dtype | None, progress: Progress | None = None) -> LoadedModel:
     """The model and tokenizer at `path`, weights cast to `dtype` (None: as stored).
 
     Raises CheckpointError for files that are missing, damaged or contradict each other, ConfigError for an
