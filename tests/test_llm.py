@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,30 @@ def test_a_listener_that_fails_ends_only_its_own_request(llm: LLM) -> None:
     wait_until(lambda: idle(llm))
     assert len(heard) == 3
     assert isinstance(heard[2], EngineError)  # it is told, so that nobody waits for more
+
+
+def test_close_ends_requests_that_have_not_begun() -> None:
+    llm = LLM(Transformer.random(CONFIG, seed=1), tiny_tokenizer(), replace(ENGINE, max_requests=1))
+    heard: list[object] = []
+    for _ in range(3):
+        llm.submit(llm.encode("the"), SamplingParams(ignore_eos=True), (), heard.append)
+    llm.close()
+    assert len([each for each in heard if isinstance(each, RequestError)]) == 3
+
+
+def test_a_waiting_request_can_be_aborted() -> None:
+    llm = LLM(Transformer.random(CONFIG, seed=1), tiny_tokenizer(), replace(ENGINE, max_requests=1))
+    first: list[object] = []
+    second: list[object] = []
+    running = llm.submit(llm.encode("the"), SamplingParams(ignore_eos=True), (), first.append)
+    waiting = llm.submit(llm.encode("the"), SamplingParams(ignore_eos=True), (), second.append)
+    waiting.abort()
+    wait_until(lambda: second)
+    assert isinstance(second[0], RequestError)
+    running.abort()
+    wait_until(lambda: idle(llm))
+    llm.close()
+    running.abort()
 
 
 @pytest.mark.parametrize("drain_s", [0.0, 30.0])

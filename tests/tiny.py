@@ -5,7 +5,7 @@ import functools
 import torch
 
 from tapwater.config import ModelConfig, preset, replace_fields
-from tapwater.model import Sequences, Transformer, positions_of
+from tapwater.model import Sequences, Transformer
 
 CONFIGS: dict[str, ModelConfig] = {
     "v2": replace_fields(preset("tiny"), {"initializer_range": 0.12, "vocab_size": 96}, "v2"),
@@ -87,6 +87,6 @@ def uncached_greedy(name: str, prompt_ids: tuple[int, ...], count: int) -> list[
     ids = list(prompt_ids)
     for _ in range(count):
         length = (len(ids),)
-        hidden = model(torch.tensor(ids), positions_of(length), Sequences(length)).hidden_TD
+        hidden = model(torch.tensor(ids), Sequences(length).positions(), Sequences(length)).hidden_TD
         ids.append(int(model.logits(hidden[-1:]).argmax()))
     return ids[len(prompt_ids) :]

@@ -6,8 +6,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from tapwater.checkpoint import Progress, load_model
 from tapwater.config import EngineConfig, ModelConfig
 from tapwater.engine import (
@@ -77,6 +75,11 @@ class Completion:
     usage: Usage
 
 
+def available_cores() -> int:
+    """Cores this process may use: fewer than the machine has inside a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 DeltaListener = Callable[[Delta | TapwaterError], None]
 
 
@@ -96,12 +99,11 @@ class LLM:
     """A model ready to answer; safe to use from several threads, whose requests are computed together."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, engine: EngineConfig) -> None:
-        torch.set_num_threads(engine.threads or os.cpu_count() or 1)
         self.tokenizer = tokenizer
         self.config: ModelConfig = model.config
         end_tokens = {*tokenizer.eos_token_ids, *model.config.eos_token_ids}
-        self._engine = Engine(model.eval().requires_grad_(False), engine, sorted(end_tokens))
-        self._loop = EngineLoop(self._engine)
+        self._engine = Engine(model, engine, sorted(end_tokens))
+        self._loop = EngineLoop(self._engine, engine.threads or available_cores())
 
     @classmethod
     def load(cls, path: Path, engine: EngineConfig, *, progress: Progress | None = None) -> "LLM":

@@ -17,7 +17,7 @@ from tapwater.checkpoint.gguf import GgufFile
 from tapwater.checkpoint.weights import build
 from tapwater.config import ModelConfig, preset, read_config
 from tapwater.errors import CheckpointError
-from tapwater.model import Sequences, positions_of
+from tapwater.model import Sequences
 
 # Every row a multiple of the 32 values of a block.
 BLOCKS = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
@@ -83,7 +83,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     ours = build(source.config, source, dtype=None)
     ids = torch.arange(40) * 7 % 97
     with torch.no_grad():
-        logits = ours.logits(ours(ids, positions_of((40,)), Sequences((40,))).hidden_TD)
+        logits = ours.logits(ours(ids, Sequences((40,)).positions(), Sequences((40,))).hidden_TD)
         torch.testing.assert_close(logits, theirs(ids[None]).logits[0], atol=1e-5, rtol=0)
 
 

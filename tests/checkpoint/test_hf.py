@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +69,10 @@ def truncate(directory: Path) -> None:
         (lambda d: (d / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda d: (d / INDEX).unlink(), "neither model.safetensors nor"),
         (edit_json(INDEX, lambda raw: raw.pop("weight_map")), "weight_map is missing"),
-        (edit_json(INDEX, lambda raw: raw["weight_map"].update({"model.norm.weight": "../x"})), "not a file name"),
+        (
+            edit_json(INDEX, lambda raw: raw["weight_map"].update({"model.norm.weight": "../x"})),
+            "not a .safetensors file",
+        ),
         (edit_json(INDEX, lambda raw: raw["weight_map"].pop("model.norm.weight")), "norm.weight is not in model.safe"),
         (
             edit_json(INDEX, lambda raw: raw["weight_map"].update({"x": raw["weight_map"]["model.norm.weight"]})),
@@ -119,14 +125,53 @@ def test_an_existing_directory_is_never_overwritten(directory: Path) -> None:
     assert before == {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("tapwater.checkpoint.hf.save_file", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        save_hf(tiny_model("v2"), tmp_path / "model")
+def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
+    """In a process of its own that may write no file over 50 kB: a full disk, as the libraries meet it."""
+    script = f"""
+import resource, signal
+from pathlib import Path
+from tapwater.checkpoint import save_hf
+from tapwater.config import preset
+from tapwater.errors import CheckpointError
+from tapwater.model import Transformer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    save_hf(Transformer.random(preset("tiny"), 0), Path({str(tmp_path)!r}) / "model")
+except CheckpointError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "cannot be written" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_hf(tiny_model("v2"), tmp_path / "file" / "model")
+
+
+def test_mixed_dtypes_are_named_unless_one_is_asked_for(directory: Path) -> None:
+    name = "model.embed_tokens.weight"
+    change_tensors(lambda tensors: tensors.update({name: tensors[name].bfloat16()}))(directory)
+    with pytest.raises(CheckpointError, match=r"stored as torch.float32, others as torch.bfloat16"):
+        load_hf(directory)
+    assert load_hf(directory, torch.float32).norm.weight.dtype == torch.float32
+
+
+def test_a_config_far_larger_than_its_file_is_refused_at_once(directory: Path) -> None:
+    edit_json("config.json", lambda raw: raw.update(n_routed_experts=65536, num_hidden_layers=4096))(directory)
+    begun = time.monotonic()
+    with pytest.raises(CheckpointError, match="the configuration describes"):
+        load_hf(directory)
+    assert time.monotonic() - begun < 5
+
+
+def test_deeply_nested_json_is_refused(directory: Path) -> None:
+    (directory / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        load_hf(directory)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -112,7 +112,15 @@ def test_what_transformers_writes_is_read(name: str) -> None:
         ({"n_routed_experts": None}, "n_routed_experts is not"),
         ({"n_group": 7}, "n_group 7 does not divide"),
         ({"topk_group": 9}, "topk_group 9 exceeds"),
-        ({"topk_method": "noaux_tc"}, "noaux_tc.*softmax"),
+        ({"topk_method": "noaux_tc"}, "noaux_tc.*softmax.*deepseek_v2: it has greedy with softmax or group"),
+        ({"topk_method": "greedy"}, "n_group 8 is set, but topk_method greedy"),
+        ({"topk_method": "noaux_tc", "scoring_func": "sigmoid"}, "is not a deepseek_v2"),
+        ({"rope_theta": 1.0}, "rope_theta must be above 1"),
+        ({"rope_theta": 10**400}, "rope_theta: an integer of 1329 bits is not a finite number"),
+        ({"routed_scaling_factor": float("nan")}, "routed_scaling_factor: float nan is not a finite"),
+        ({"routed_scaling_factor": -1.0}, "routed_scaling_factor above 0"),
+        ({"rope_scaling": PUBLISHED_V2["rope_scaling"] | {"factor": float("inf")}}, "factor: float inf"),
+        ({"n_routed_experts": None, "num_experts_per_tok": None}, "is set but n_routed_experts is not"),
         ({"topk_method": "best"}, "'best' is not one of"),
         ({"eos_token_id": 102400}, "outside vocab_size"),
         ({"eos_token_id": ["a"]}, r"eos_token_id\[0\]"),
@@ -139,6 +147,10 @@ def test_a_bad_field_is_named(changes: dict, words: str) -> None:
         ({"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 8}, "n_routed_experts does not"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
         ({"mlp_bias": True}, "mlp_bias"),
+        ({"norm_topk_prob": True}, "norm_topk_prob is set but n_routed_experts is not"),
+        ({"scoring_func": "sigmoid"}, "scoring_func is set"),
+        ({"routed_scaling_factor": 16.0}, "routed_scaling_factor is set"),
+        ({"n_group": 2}, "n_group is set"),
     ],
 )
 def test_a_bad_llama_field_is_named(changes: dict, words: str) -> None:
@@ -158,6 +170,11 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes, words: str) -> N
     assert "config.json" in str(caught.value)
     with pytest.raises(ConfigError, match="no such file"):
         read_config(tmp_path / "other.json")
+
+
+def test_experts_stand_in_every_so_many_layers() -> None:
+    config = from_hf(PUBLISHED_V2 | {"moe_layer_freq": 3, "first_k_dense_replace": 4, "num_hidden_layers": 12}, "v2")
+    assert [layer for layer in range(12) if config.is_moe_layer(layer)] == [6, 9]
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

@@ -31,10 +31,16 @@ def test_later_settings_win(tmp_path: Path) -> None:
         (["engine.threads"], "section.key=value"),
         (["threads=2"], "section.key=value"),
         (["engine.dtype=float16"], "'float16' is not one of 'float32', 'bfloat16'"),
-        (["engine.page_size=0"], "engine: page_size must be at least 1"),
-        (["engine.cache_tokens=3"], "less than one page"),
+        (["engine.page_size=0"], "engine: page_size must be between 1"),
+        (["engine.cache_tokens=3"], "not a multiple of page_size"),
         (["server.port=70000"], "server: port must"),
         (["engine=3"], "section.key=value"),
+        (["engine.threads=2\nfoo = 3"], "one line"),
+        (["engine.threads=" + "9" * 5000], "threads"),
+        (["engine.threads=1000000"], "threads must be between 0 and 1024"),
+        (["server.drain_s=inf"], "not a finite number"),
+        (["server.drain_s=nan"], "not a finite number"),
+        (["engine.max_requests=600"], "more than max_batch_tokens"),
     ],
 )
 def test_a_bad_override_is_named(overrides: list[str], words: str) -> None:
@@ -47,10 +53,14 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         load_run(tmp_path / "absent.toml")
     path = tmp_path / "run.toml"
     path.write_text("engine = 3")
-    with pytest.raises(ConfigError, match="engine: expected a table"):
-        load_run(path)
-    with pytest.raises(ConfigError, match="not a section"):
+    with pytest.raises(ConfigError, match=r"run\.toml: engine: expected a table"):
         load_run(path, ["engine.threads=1"])
+    path.write_text("a = " + "[" * 10_000)
+    with pytest.raises(ConfigError, match=r"run\.toml.*TOML"):
+        load_run(path)
+    path.write_text("[engine]\nthreads = 2\n")
+    with pytest.raises(ConfigError, match="command line: engine: threads"):
+        load_run(path, ["engine.threads=-1"])
     path.write_text("[engine\n")
     with pytest.raises(ConfigError, match=r"run\.toml.*TOML"):
         load_run(path)

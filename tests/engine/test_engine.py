@@ -1,13 +1,17 @@
 """Cached generation equals uncached generation token for token, whatever the schedule."""
 
+import copy
+import math
 import random
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from tapwater.config import EngineConfig
-from tapwater.engine import Engine, FinishReason, Request, SamplingParams
+from tapwater.engine import Engine, FinishReason, Request, RequestFailure, SamplingParams
 from tapwater.errors import ConfigError, RequestError
+from tapwater.model import Sequences, Transformer
 from tiny import CONFIGS, prompt, tiny_model, uncached_greedy
 
 NEW = 12
@@ -15,7 +19,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True)
 
 
 def engine(name: str, **changes: int) -> Engine:
-    settings = {"page_size": 4, "cache_tokens": 256, "max_batch_tokens": 64, "max_requests": 16} | changes
+    settings = {"page_size": 4, "cache_tokens": 256, "max_batch_tokens": 64} | changes
+    settings = {"max_requests": min(16, settings["max_batch_tokens"])} | settings
     return Engine(tiny_model(name), EngineConfig(**settings), eos_token_ids=(1,))
 
 
@@ -53,7 +58,7 @@ def test_every_chunk_size(name: str, budget: int) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("page_size", [1, 3, 16, 64])
 def test_among_strangers_of_all_lengths(name: str, page_size: int) -> None:
-    running = engine(name, max_batch_tokens=17, page_size=page_size, cache_tokens=320)
+    running = engine(name, max_batch_tokens=17, page_size=page_size, cache_tokens=384)
     prompts = [prompt(length, seed=length) for length in (1, 2, 7, 16, 17, 18, 33)]
     later = list(zip((0, 0, 1, 2, 4, 5, 9), prompts, strict=True))
     requests: list[Request] = []
@@ -173,6 +178,8 @@ def test_abort_in_every_state_frees_everything() -> None:
         ([], GREEDY, "prompt", "empty"),
         ([96], GREEDY, "prompt", "96"),
         ([-1], GREEDY, "prompt", "-1"),
+        ([2.0], GREEDY, "prompt", "token ids"),
+        (["a"], GREEDY, "prompt", "token ids"),
         ([2] * 256, GREEDY, "prompt", "256"),
         ([2] * 250, GREEDY, "max_tokens", "262"),
         ([2], SamplingParams(logit_bias={96: 1.0}), "logit_bias", "96"),
@@ -191,6 +198,21 @@ def test_requests_that_cannot_be_honoured_are_refused(
     "field",
     [
         {"max_tokens": 0},
+        {"max_tokens": 2.5},
+        {"max_tokens": True},
+        {"max_tokens": "5"},
+        {"temperature": None},
+        {"min_p": None},
+        {"top_k": 2.5},
+        {"seed": 1.5},
+        {"logprobs": 1.5},
+        {"ignore_eos": 1},
+        {"stop_token_ids": None},
+        {"stop_token_ids": (1.0,)},
+        {"logit_bias": None},
+        {"logit_bias": {2.5: 1.0}},
+        {"logit_bias": {"5": 1.0}},
+        {"logit_bias": {5: float("nan")}},
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"top_p": 0.0},
@@ -212,6 +234,68 @@ def test_sampling_params_out_of_range_are_named(field: dict) -> None:
     assert caught.value.param == next(iter(field))
 
 
-def test_a_cache_no_memory_can_hold_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cache_tokens"):
-        engine("v2", cache_tokens=2**46)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"cache_tokens": 2**38}, "cache_tokens"),  # more than any memory here
+        ({"max_context": 10_000}, "max_context 10000"),
+        ({"cache_tokens": 30}, "not a multiple of page_size"),
+        ({"max_requests": 65}, "more than max_batch_tokens"),
+    ],
+)
+def test_settings_that_cannot_be_had_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        engine("v2", **settings)
+
+
+def test_a_model_of_another_dtype_than_asked_for_is_refused() -> None:
+    model = Transformer.random(CONFIGS["v2"], seed=0, dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"engine.dtype is float32, but the model's weights are torch.bfloat16"):
+        Engine(model, EngineConfig(), eos_token_ids=())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_generates_what_the_whole_sequence_in_bfloat16_does(name: str) -> None:
+    model = Transformer.random(CONFIGS[name], seed=3, dtype=torch.bfloat16)
+    running = Engine(model, EngineConfig(dtype="bfloat16", max_batch_tokens=16, max_requests=4), eos_token_ids=())
+    request = start(running, prompt(21, seed=1))
+    run(running, [request])
+    # scored whole: rounding differs with the order of sums, so the choice must be near the best, not the best
+    ids = torch.tensor(request.tokens(0, request.num_tokens))
+    sequences = Sequences((len(ids),))
+    logits = model.logits(model(ids, sequences.positions(), sequences).hidden_TD)[20:-1]
+    chosen = logits.gather(1, ids[21:, None])[:, 0]
+    assert (logits.amax(1) - chosen).max() < 0.1 * logits.std()
+    assert all(buffer.dtype == torch.float32 for buffer in model.buffers())
+
+
+def test_logits_that_are_no_numbers_end_only_their_request() -> None:
+    model = copy.deepcopy(tiny_model("v2"))
+    with torch.no_grad():
+        model.embed_tokens.weight[7] = math.nan
+    running = Engine(model, EngineConfig(cache_tokens=256, max_batch_tokens=64), eos_token_ids=())
+    bad, good = start(running, [7, 8]), start(running, [8, 9, 10])
+    failed = [output.request_id for output in running.step() if isinstance(output, RequestFailure)]
+    assert failed == [bad.request_id]
+    run(running, [good])
+    # the head's row 7 is damaged in no way: only what read the embedding is
+    assert good.output_token_ids == uncached_greedy("v2", (8, 9, 10), NEW)
+
+
+def test_no_more_than_max_requests_run_together() -> None:
+    running = engine("v2", max_requests=2)
+    requests = [start(running, prompt(5, seed=seed)) for seed in range(5)]
+    together: list[int] = []
+    run(running, requests, lambda step: together.append(len(running.scheduler.running)))
+    assert max(together) == 2
+
+
+def test_a_request_waits_until_all_its_tokens_have_room() -> None:
+    running = engine("v2", cache_tokens=32, max_batch_tokens=8)
+    first = start(running, prompt(13, seed=1), SamplingParams(temperature=0, max_tokens=16, ignore_eos=True))
+    second = start(running, prompt(20, seed=2), SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+    while first.finish_reason is None:  # it holds at least 4 of 8 pages and the second needs 5
+        running.step()
+        assert not second.pages
+    run(running, [first, second])
+    assert second.output_token_ids == uncached_greedy("v2", tuple(prompt(20, seed=2)), 12)

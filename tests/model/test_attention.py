@@ -7,7 +7,7 @@ import torch
 
 from tapwater.config import preset
 from tapwater.engine.latent_cache import LatentCache
-from tapwater.model import Sequences, positions_of
+from tapwater.model import Sequences
 from tapwater.model.attention import LatentAttention
 from tapwater.model.rope import inverse_frequencies, rotation, softmax_scale, yarn_mscale
 from tiny import CONFIGS, prompt, tiny_model
@@ -45,9 +45,23 @@ def test_sequences_do_not_see_each_other(name: str) -> None:
     model = tiny_model(name)
     first, second = torch.tensor(prompt(9, 1)), torch.tensor(prompt(14, 2))
     lengths = (9, 14)
-    together = model(torch.cat((first, second)), positions_of(lengths), Sequences(lengths)).hidden_TD
-    alone = model(second, positions_of((14,)), Sequences((14,))).hidden_TD
+    together = model(torch.cat((first, second)), Sequences(lengths).positions(), Sequences(lengths)).hidden_TD
+    alone = model(second, Sequences((14,)).positions(), Sequences((14,))).hidden_TD
     torch.testing.assert_close(together[9:], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "positions"), [((1,), 30), ((10, 21), 30), ((30,), 1), ((30,), 31), ((15, 15), 29)]
+)
+def test_lengths_that_disagree_are_refused(lengths: tuple[int, ...], positions: int) -> None:
+    with pytest.raises(ValueError, match="disagree"):
+        tiny_model("v2")(torch.tensor(prompt(30, 1)), torch.arange(positions), Sequences(lengths))
+
+
+@pytest.mark.parametrize("lengths", [(), (0,), (3, -1), (2.0,)])
+def test_impossible_lengths_are_refused(lengths: tuple) -> None:
+    with pytest.raises(ValueError, match="lengths must be positive"):
+        Sequences(lengths)
 
 
 def test_the_form_is_chosen_by_cost() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tapwater.errors import ConfigError
-from tapwater.model import Balance, BalanceConfig, Sequences, Transformer, positions_of, update_bias
+from tapwater.model import Balance, BalanceConfig, Sequences, Transformer, update_bias
 from tapwater.model.balance import balance_losses, kept_assignments
 from tapwater.model.gate import Routing
 from tiny import CONFIGS, prompt
@@ -74,12 +74,12 @@ def test_sigmoid_affinities_are_normalised_first() -> None:
 def test_losses_reach_the_gate_and_their_sum_is_reported() -> None:
     model = Transformer.random(CONFIGS["v2"], seed=0)
     ids = torch.tensor(prompt(30, 1))
-    output = model(ids, positions_of((12, 18)), Sequences((12, 18)), Balance(CONFIG))
+    output = model(ids, Sequences((12, 18)).positions(), Sequences((12, 18)), Balance(CONFIG))
     assert output.balance is not None
     assert output.balance.load_E.shape == (2, 8)
     output.balance.total.backward()
     assert model.layers[1].mlp.gate.weight.grad.abs().sum() > 0
-    assert model(ids, positions_of((30,)), Sequences((30,))).balance is None
+    assert model(ids, Sequences((30,)).positions(), Sequences((30,))).balance is None
 
 
 def test_devices_that_do_not_divide_the_experts_are_refused() -> None:
@@ -114,7 +114,7 @@ def test_dropping_changes_the_output_and_ample_capacity_does_not() -> None:
 
     def hidden(factor: float | None) -> torch.Tensor:
         config = BalanceConfig(num_devices=4, max_devices=2, capacity_factor=factor)
-        return model(ids, positions_of((30,)), Sequences((30,)), Balance(config)).hidden_TD
+        return model(ids, Sequences((30,)).positions(), Sequences((30,)), Balance(config)).hidden_TD
 
     torch.testing.assert_close(hidden(4.0), hidden(None))
     assert not torch.allclose(hidden(0.3), hidden(None), atol=1e-4)
@@ -122,6 +122,24 @@ def test_dropping_changes_the_output_and_ample_capacity_does_not() -> None:
 
 def test_the_bias_moves_against_the_load() -> None:
     gate = Transformer.random(CONFIGS["v3"], seed=0).layers[1].mlp.gate
-    load = torch.tensor([9.0, 1, 5, 5, 5, 5, 9, 1])
+    load = torch.tensor([30.0, 1, 5, 2, 2, 2, 5, 1])  # mean 6, median 2
     update_bias(gate, load, 0.001)
-    torch.testing.assert_close(gate.e_score_correction_bias, torch.tensor([-1, 1, 0, 0, 0, 0, -1, 1]) * 0.001)
+    torch.testing.assert_close(gate.e_score_correction_bias, torch.tensor([-1, 1, 1, 1, 1, 1, 1, 1]) * 0.001)
+    update_bias(gate, torch.full((8,), 6.0), 0.001)
+    assert gate.e_score_correction_bias[0] == -0.001
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_devices": 0}, "num_devices"),
+        ({"max_devices": 0}, "max_devices"),
+        ({"max_devices": 9}, "max_devices"),
+        ({"capacity_factor": -1.0}, "capacity_factor"),
+        ({"capacity_factor": float("nan")}, "capacity_factor"),
+        ({"expert_alpha": -0.1}, "expert_alpha"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        BalanceConfig(**settings)

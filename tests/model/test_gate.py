@@ -42,7 +42,7 @@ def by_the_book(config: ModelConfig, affinity: list[float], bias: list[float]) -
 @pytest.mark.parametrize(
     "changes",
     [
-        {"topk_method": "greedy"},
+        {"topk_method": "greedy", "n_group": 1, "topk_group": 1},
         {"topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0},
         V3,
         V3 | {"n_group": 1, "topk_group": 1},
@@ -64,7 +64,7 @@ def test_routing_by_the_book(changes: dict, normalised: bool) -> None:
 
 
 def test_affinities() -> None:
-    _, softmax_gate, x = gate_and_input({"topk_method": "greedy"})
+    _, softmax_gate, x = gate_and_input({"topk_method": "greedy", "n_group": 1, "topk_group": 1})
     logits = x @ softmax_gate.weight.T
     torch.testing.assert_close(softmax_gate(x).scores_TE, logits.exp() / logits.exp().sum(-1, keepdim=True))
     _, sigmoid_gate, x = gate_and_input(V3)

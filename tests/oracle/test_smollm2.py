@@ -14,7 +14,7 @@ from tapwater.checkpoint.weights import build
 from tapwater.config import EngineConfig
 from tapwater.engine import SamplingParams
 from tapwater.llm import LLM
-from tapwater.model import Sequences, Transformer, positions_of
+from tapwater.model import Sequences, Transformer
 
 WINDOW = 512
 NEW = 40
@@ -71,7 +71,7 @@ def test_perplexity_of_a_licence_text(theirs: PreTrainedModel, ours: Transformer
     assert len(ids) == 4 * WINDOW
     our_loss = their_loss = 0.0
     for window in ids.split(WINDOW):
-        hidden = ours(window, positions_of((WINDOW,)), Sequences((WINDOW,))).hidden_TD
+        hidden = ours(window, Sequences((WINDOW,)).positions(), Sequences((WINDOW,))).hidden_TD
         our_loss += float(cross_entropy(ours.logits(hidden)[:-1], window[1:])) / 4
         with torch.no_grad():
             their_loss += float(cross_entropy(theirs(window[None]).logits[0, :-1], window[1:])) / 4

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from oracle.variants import NAMES, oracle
 from tapwater.checkpoint.hf import load_hf, save_hf
-from tapwater.model import Sequences, Transformer, positions_of
+from tapwater.model import Sequences, Transformer
 
 LENGTH = 40  # past the 16 positions of the YaRN variants' original context
 
@@ -19,7 +19,7 @@ def tokens(vocab_size: int) -> torch.Tensor:
 
 
 def our_logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
-    return model.logits(model(ids, positions_of((LENGTH,)), Sequences((LENGTH,))).hidden_TD)
+    return model.logits(model(ids, Sequences((LENGTH,)).positions(), Sequences((LENGTH,))).hidden_TD)
 
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:

@@ -40,6 +40,8 @@ LLAMA = {
     "wide-heads": {"num_key_value_heads": 2, "head_dim": 20},
     "tied": {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "yarn": {"num_key_value_heads": 2, "rope_parameters": YARN},
+    "yarn-mscales": {"num_key_value_heads": 2, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}},
+    "eps": {"num_key_value_heads": 2, "rms_norm_eps": 0.01},
 }
 V2 = {
     "lite": {"q_lora_rank": None, "n_shared_experts": 2},
@@ -53,6 +55,7 @@ V2 = {
         "n_shared_experts": 1,
         "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
     },
+    "eps": {"q_lora_rank": 16, "n_shared_experts": 1, "rms_norm_eps": 0.01},
     "yarn-no-mscale": {"q_lora_rank": None, "n_shared_experts": 1, "rope_parameters": YARN},
 }
 V3 = {

@@ -82,5 +82,5 @@ def test_empty_stop_string_is_refused() -> None:
 
 
 def test_one_bare_string_is_refused() -> None:
-    with pytest.raises(TypeError, match="sequence of strings"):
+    with pytest.raises(RequestError, match="list of strings"):
         StopStrings("END")

@@ -73,8 +73,10 @@ class HfDirectory:
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index}: weight_map is missing or empty")
         for name, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise CheckpointError(f"{index}: weight_map of {name} is {file!r}, not a file name in this directory")
+            if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"{index}: weight_map of {name} is {file!r}, not a .safetensors file of this directory"
+                )
         return weight_map
 
     def _check_index(self) -> None:
@@ -102,15 +104,14 @@ def save_hf(
     """
     if directory.exists():
         raise CheckpointError(f"{directory}: exists already; choose another directory or remove it first")
-    directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.parent / f".{directory.name}.{uuid.uuid4().hex}.partial"
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
         _write(model, partial, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(partial)
         partial.rename(directory)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is the one or the other, by who finds it
         raise CheckpointError(f"{directory}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -122,7 +123,7 @@ def _write(model: Transformer, directory: Path, shard_bytes: int) -> None:
     _write_json(directory / CONFIG_FILE, to_hf(model.config, dtype))
     named: dict[str, Tensor] = {}
     for entry in layout(model):
-        tensor = tensors[entry.name]
+        tensor = tensors[entry.name].float() if entry.always_float32 else tensors[entry.name]
         named |= dict(zip(entry.hf_names, tensor if len(entry.hf_names) > 1 else (tensor,), strict=True))
     named |= {copy: named[original] for copy, original in shared_copies(model.config).items()}
     shards = _shards(named, shard_bytes)
@@ -163,6 +164,6 @@ def _open(path: Path):
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file, though the index names it") from None
+        raise CheckpointError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file (truncated or damaged?): {error}") from None

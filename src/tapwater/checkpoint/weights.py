@@ -1,5 +1,6 @@
 """Fill a model from a source of named tensors, strictly: nothing missing, nothing extra, every shape right."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from tapwater.checkpoint.names import Entry, layout, meta_model, shared_copies
 from tapwater.config import ModelConfig
+from tapwater.cost import parameters
 from tapwater.errors import CheckpointError
 from tapwater.model import Transformer
 
@@ -32,14 +34,22 @@ def build(
     Raises CheckpointError naming the first tensor that is missing, unexpected or of the wrong shape; nothing is read
     before all names and shapes agree.
     """
+    _check_amount(config, source)
     model = meta_model(config)
     entries = list(layout(model))
     _check_names(config, entries, source)
+    kept_dtype = dtype
     for done, entry in enumerate(entries):
         parts = [_supported(source.read(name), name, source.where) for name in entry.hf_names]
         tensor = parts[0] if len(parts) == 1 else torch.stack(parts)
-        wanted = torch.float32 if entry.always_float32 else dtype
-        _assign(model, entry.name, tensor if wanted is None else tensor.to(wanted))
+        if kept_dtype is None:
+            kept_dtype = tensor.dtype
+        if dtype is None and not entry.always_float32 and tensor.dtype != kept_dtype:
+            raise CheckpointError(
+                f"{source.where}: tensor {entry.hf_names[0]} is stored as {tensor.dtype}, others as {kept_dtype}; "
+                "ask for one dtype"
+            )
+        _assign(model, entry.name, tensor.to(torch.float32 if entry.always_float32 else kept_dtype))
         if progress is not None:
             progress(done + 1, len(entries))
     if config.tie_word_embeddings:
@@ -48,6 +58,16 @@ def build(
         if not torch.equal(source.read(copy), source.read(original)):
             raise CheckpointError(f"{source.where}: {copy} must equal {original}: prediction layers share them")
     return model
+
+
+def _check_amount(config: ModelConfig, source: TensorSource) -> None:
+    """Refuse a configuration far larger than its file before modules are built for it: they would fill the memory."""
+    counted = parameters(config)
+    stored = sum(math.prod(shape) for shape in source.shapes().values())
+    if counted.total > 8 * stored + 2**20:
+        raise CheckpointError(
+            f"{source.where}: the configuration describes {counted.total:,} parameters, the file holds {stored:,}"
+        )
 
 
 def _check_names(config: ModelConfig, entries: list[Entry], source: TensorSource) -> None:

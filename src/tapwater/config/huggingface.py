@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tapwater.config.model import MLA_FIELDS, MOE_FIELDS, ModelConfig, RopeScaling, to_plain
+from tapwater.config.model import EXPERT_FIELDS, MLA_FIELDS, ModelConfig, RopeScaling, to_plain
 from tapwater.config.parse import from_mapping, nearest
 from tapwater.errors import ConfigError
 
@@ -17,6 +17,7 @@ BOOKKEEPING = frozenset(
         *("torch_dtype", "dtype", "quantization_config", "use_cache", "pad_token_id", "problem_type", "return_dict"),
         *("id2label", "label2id", "output_attentions", "output_hidden_states", "output_router_logits"),
         *("chunk_size_feed_forward", "is_encoder_decoder", "is_llama_config", "transformers.js_config"),
+        *("aux_loss_alpha", "seq_aux"),  # of the training run that made the weights; ours are told by BalanceConfig
     )
 )
 # `quantization_config` says how tensors are stored, so checkpoint/hf.py honours or refuses it, not the architecture.
@@ -32,9 +33,6 @@ FIXED: dict[str, Any] = {
     "rope_interleaved": False,  # written by SmolLM2's training code for plain half-split RoPE
     "rope_interleave": True,  # deepseek_v3 in transformers: pairs are interleaved, as in every DeepSeek checkpoint
 }
-EXPERT_FIELDS = (*MOE_FIELDS, "n_shared_experts", "first_k_dense_replace", "moe_layer_freq", "n_group", "topk_group")
-EXPERT_FIELDS += ("topk_method", "scoring_func", "norm_topk_prob", "routed_scaling_factor", "aux_loss_alpha", "seq_aux")
-EXPERT_FIELDS += ("num_nextn_predict_layers",)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -48,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # syntax, encoding, numbers or nesting beyond what Python reads
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None

@@ -9,6 +9,15 @@ from tapwater.errors import ConfigError
 
 MLA_FIELDS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 MOE_FIELDS = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+EXPERT_FIELDS = (*MOE_FIELDS, "n_shared_experts", "first_k_dense_replace", "moe_layer_freq", "n_group", "topk_group")
+EXPERT_FIELDS += ("topk_method", "scoring_func", "norm_topk_prob", "routed_scaling_factor")
+# topk_method and scoring_func of each architecture; others read the same file as another model
+GATES = {
+    "llama": (),
+    "deepseek": (("greedy", "softmax"),),
+    "deepseek_v2": (("greedy", "softmax"), ("group_limited_greedy", "softmax")),
+    "deepseek_v3": (("noaux_tc", "sigmoid"),),
+}
 # Sizes past these are typing errors or damage; building modules for them would hang before any tensor is checked.
 LARGEST = {"num_hidden_layers": 4096, "n_routed_experts": 65536, "num_nextn_predict_layers": 64}
 
@@ -81,8 +90,6 @@ class ModelConfig:
     scoring_func: Literal["softmax", "sigmoid"] = "softmax"
     norm_topk_prob: bool = False
     routed_scaling_factor: float = 1.0
-    aux_loss_alpha: float = 0.001
-    seq_aux: bool = True
     # Multi-token prediction (DeepSeek-V3 report section 2.2)
     num_nextn_predict_layers: int = 0
 
@@ -175,6 +182,11 @@ class ModelConfig:
         for name in ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers", "initializer_range"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.rope_theta <= 1 or self.routed_scaling_factor <= 0:
+            raise ConfigError(
+                f"rope_theta must be above 1 and routed_scaling_factor above 0, got {self.rope_theta} and "
+                f"{self.routed_scaling_factor}"
+            )
         for token in (self.bos_token_id, *self.eos_token_ids):
             if token is not None and not 0 <= token < self.vocab_size:
                 raise ConfigError(f"bos_token_id/eos_token_id {token} is outside vocab_size {self.vocab_size}")
@@ -210,11 +222,9 @@ class ModelConfig:
 
     def _check_experts(self) -> None:
         if not self.is_moe:
-            for name in ("num_experts_per_tok", "n_shared_experts"):
-                if getattr(self, name):
-                    raise ConfigError(f"{name} is set but n_routed_experts is not")
-            if self.topk_method != "greedy":
-                raise ConfigError(f"topk_method {self.topk_method!r} is set but n_routed_experts is not")
+            for field in fields(self):
+                if field.name in EXPERT_FIELDS and getattr(self, field.name) not in (field.default, 0):
+                    raise ConfigError(f"{field.name} is set but n_routed_experts is not")
             return
         if self.model_type == "llama":
             raise ConfigError("n_routed_experts does not apply to model_type llama")
@@ -237,11 +247,14 @@ class ModelConfig:
                     f"num_experts_per_tok {moe.num_experts_per_tok} exceeds the {reachable} experts of "
                     f"topk_group {moe.topk_group} groups"
                 )
-        if (self.topk_method == "noaux_tc") != (self.scoring_func == "sigmoid"):
+        gate = (self.topk_method, self.scoring_func)
+        if gate not in GATES[self.model_type]:
+            allowed = " or ".join(f"{method} with {scoring}" for method, scoring in GATES[self.model_type])
             raise ConfigError(
-                f"topk_method {self.topk_method!r} with scoring_func {self.scoring_func!r}: the family pairs "
-                "noaux_tc with sigmoid, greedy and group_limited_greedy with softmax"
+                f"topk_method {gate[0]!r} with scoring_func {gate[1]!r} is not a {self.model_type}: it has {allowed}"
             )
+        if self.topk_method == "greedy" and moe.n_group != 1:
+            raise ConfigError(f"n_group {moe.n_group} is set, but topk_method greedy has no groups")
         if self.topk_method == "noaux_tc" and moe.n_routed_experts // moe.n_group < 2:
             raise ConfigError("noaux_tc scores a group by its two best experts: n_group leaves fewer than two each")
 

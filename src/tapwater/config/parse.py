@@ -63,7 +63,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(item, each, f"{where}[{index}]") for index, each in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_mapping(hint, value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) < 1e300:
+            raise ConfigError(f"{where}: {_shown(value)} is not a finite number")
         return float(value)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, hint):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {_shown(value)}")
@@ -71,4 +73,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > 10**40:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to print very long ones
     return f"{type(value).__name__} {value!r}"[:120]

@@ -23,14 +23,18 @@ class EngineConfig:
     max_context: int = 0  # longest prompt + output in tokens; 0: what the model and the cache allow
 
     def __post_init__(self) -> None:
-        for name in ("page_size", "cache_tokens", "max_batch_tokens", "max_requests"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("threads", "max_context"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.cache_tokens < self.page_size:
-            raise ConfigError(f"cache_tokens {self.cache_tokens} is less than one page ({self.page_size})")
+        limits = dict.fromkeys(("page_size", "max_batch_tokens", "max_requests"), (1, 2**20))
+        limits |= {"cache_tokens": (1, 2**40), "max_context": (0, 2**40), "threads": (0, 1024)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
+        if self.cache_tokens % self.page_size:
+            raise ConfigError(f"cache_tokens {self.cache_tokens} is not a multiple of page_size {self.page_size}")
+        if self.max_requests > self.max_batch_tokens:
+            raise ConfigError(
+                f"max_requests {self.max_requests} is more than max_batch_tokens {self.max_batch_tokens}: each request "
+                "needs a token of every step"
+            )
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class ServerConfig:
             raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
         if self.max_waiting < 1:
             raise ConfigError(f"max_waiting must be at least 1, got {self.max_waiting}")
-        if self.drain_s < 0:
-            raise ConfigError(f"drain_s must not be negative, got {self.drain_s}")
+        if not 0 <= self.drain_s <= 86400:
+            raise ConfigError(f"drain_s must be between 0 and 86400 (a day), got {self.drain_s}")
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,21 @@ def load_run(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError for a missing or malformed file, an unknown section or key (naming the nearest) or a wrong type.
     """
-    values: dict[str, Any] = {}
-    where = "command line"
+    values = {} if path is None else _read_toml(path)
     if path is not None:
-        where = str(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
+        from_mapping(RunConfig, values, str(path))  # so that the file's faults are the file's
     for override in overrides:
         _apply(values, override)
-    return from_mapping(RunConfig, values, where)
+    return from_mapping(RunConfig, values, "command line")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -84,9 +90,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
     section, dot, key = name.partition(".")
     if not (equals and dot and section and key):
         raise ConfigError(f"{override!r}: overrides are written section.key=value, e.g. engine.threads=2")
+    if "\n" in override or "\r" in override:
+        raise ConfigError(f"{override!r}: an override is one line")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text  # a bare word is a string; the field's type is checked next
     table = values.setdefault(section, {})
     if not isinstance(table, dict):

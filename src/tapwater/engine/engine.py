@@ -5,6 +5,7 @@ them, requests whose last token was computed get a new one -> an end token, a li
 and frees its pages.
 """
 
+import operator
 import secrets
 from collections.abc import Sequence
 from itertools import count
@@ -15,10 +16,10 @@ from tapwater.config import EngineConfig
 from tapwater.engine.batch import build_batch
 from tapwater.engine.latent_cache import LatentCache
 from tapwater.engine.page_pool import PagePool
-from tapwater.engine.request import FinishReason, Request, SamplingParams, TokenOutput
+from tapwater.engine.request import FinishReason, Request, RequestFailure, SamplingParams, TokenOutput
 from tapwater.engine.sampler import sample
 from tapwater.engine.scheduler import Scheduler
-from tapwater.errors import RequestError
+from tapwater.errors import ConfigError, RequestError
 from tapwater.model import Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,17 +30,27 @@ class Engine:
 
     def __init__(self, model: Transformer, config: EngineConfig, eos_token_ids: Sequence[int]) -> None:
         num_pages = config.cache_tokens // config.page_size
-        limits = [model.config.max_position_embeddings, num_pages * config.page_size, config.max_context or 2**62]
-        self.max_context = min(limits)
+        self.max_context = config.max_context or min(model.config.max_position_embeddings, config.cache_tokens)
+        if self.max_context > min(model.config.max_position_embeddings, config.cache_tokens):
+            raise ConfigError(
+                f"engine.max_context {config.max_context} is more than the model's "
+                f"{model.config.max_position_embeddings} or the cache's {config.cache_tokens} tokens"
+            )
+        dtype = model.embed_tokens.weight.dtype
+        if dtype != DTYPES[config.dtype]:
+            raise ConfigError(f"engine.dtype is {config.dtype}, but the model's weights are {dtype}")
         self.model = model
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.cache = LatentCache(model.config, num_pages, config.page_size, DTYPES[config.dtype])
+        self.cache = LatentCache(model.config, num_pages, config.page_size, dtype)
         self.scheduler = Scheduler(PagePool(num_pages), self.cache, config.max_batch_tokens, config.max_requests)
         self._ids = count()
 
     def create(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Request:
         """A request that can be honoured; RequestError says what is wrong with one that cannot. Thread-safe."""
-        prompt = list(prompt_token_ids)
+        try:
+            prompt = [operator.index(token) for token in prompt_token_ids]
+        except TypeError:
+            raise RequestError("the prompt must be a list of token ids", param="prompt") from None
         vocab = self.model.config.vocab_size
         if not prompt:
             raise RequestError("the prompt is empty: at least one token is needed", param="prompt")
@@ -83,8 +94,11 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     @torch.inference_mode()
-    def step(self) -> list[TokenOutput]:
-        """Compute one batch; the new tokens, one for each request that had its last known token computed."""
+    def step(self) -> list[TokenOutput | RequestFailure]:
+        """Compute one batch; the new tokens, one for each request that had its last known token computed.
+
+        A request whose logits are not numbers (damaged weights, overflow) fails; the others get their token.
+        """
         chunks = self.scheduler.schedule()
         batch = build_batch(chunks, self.cache)
         hidden_TD = self.model(batch.tokens_T, batch.positions_T, batch.view).hidden_TD
@@ -92,9 +106,14 @@ class Engine:
             chunk.request.num_computed_tokens += chunk.num_tokens
         if not batch.sampling:
             return []
-        sampled = sample(self.model.logits(hidden_TD[batch.rows_R]), batch.sampling)
-        outputs = []
-        for request, (token, logprobs) in zip(batch.sampling, sampled, strict=True):
+        logits_RW = self.model.logits(hidden_TD[batch.rows_R])
+        outputs: list[TokenOutput | RequestFailure] = []
+        for request, logits_W in zip(batch.sampling, logits_RW, strict=True):
+            if not logits_W.sum().isfinite():
+                self.finish(request, FinishReason.ABORT)
+                outputs.append(RequestFailure(request.request_id, "the model's logits are not finite numbers"))
+                continue
+            token, logprobs = sample(logits_W, request)
             request.output_token_ids.append(token)
             reason = self._finish_reason(request, token)
             if reason is not None:
@@ -105,8 +124,8 @@ class Engine:
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request and free its pages; one that has ended already stays as it is."""
         if request.finish_reason is None:
-            request.finish_reason = reason
             self.scheduler.remove(request)
+            request.finish_reason = reason
 
     def is_end_token(self, token: int, params: SamplingParams) -> bool:
         return token in params.stop_token_ids or (token in self.eos_token_ids and not params.ignore_eos)

@@ -6,8 +6,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+import torch
+
 from tapwater.engine.engine import Engine
-from tapwater.engine.request import FinishReason, Request, TokenOutput
+from tapwater.engine.request import FinishReason, Request, RequestFailure, TokenOutput
 from tapwater.errors import RequestError, TapwaterError
 
 Listener = Callable[[TokenOutput | TapwaterError], None]
@@ -25,8 +27,9 @@ class EngineLoop:
     `abort` and `submit` may be called from anywhere; the engine itself is touched by this thread alone.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, threads: int) -> None:
         self.engine = engine
+        self._threads = threads
         self._wake = threading.Condition()
         self._inbox: deque[tuple[Request, Listener]] = deque()
         self._aborted: set[Request] = set()
@@ -57,11 +60,14 @@ class EngineLoop:
     def abort(self, request: Request) -> None:
         """End a request soon; its listener hears a last, tokenless word only if it had not ended."""
         with self._wake:
-            self._aborted.add(request)
+            if self._thread.is_alive():
+                self._aborted.add(request)
             self._wake.notify()
 
     def close(self, drain_s: float) -> None:
         """Admit nothing more, let requests finish for `drain_s` seconds, abort the rest, end the thread."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("EngineLoop.close waits for the engine's thread: it cannot be called from a listener")
         with self._wake:
             self._draining = True
             self._wake.notify()
@@ -73,6 +79,7 @@ class EngineLoop:
         atexit.unregister(self.close)
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)
         while self._take_inbox():
             try:
                 outputs = self.engine.step() if self.engine.has_work else []
@@ -102,10 +109,11 @@ class EngineLoop:
                 self._end(request, RequestError("the request was aborted", code="aborted"))
         return not (draining and not self.engine.has_work)
 
-    def _deliver(self, output: TokenOutput) -> None:
-        if output.request_id not in self._listeners:
-            return  # ended by another's listener in this very step
+    def _deliver(self, output: TokenOutput | RequestFailure) -> None:
         request, listener = self._listeners[output.request_id]
+        if isinstance(output, RequestFailure):
+            self._end(request, EngineError(output.message))
+            return
         try:
             listener(output)
         except Exception as error:

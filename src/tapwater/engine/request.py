@@ -11,6 +11,21 @@ from tapwater.errors import RequestError
 
 MAX_LOGPROBS = 20
 
+# Field to type, least and greatest value
+LIMITS = {
+    "max_tokens": (int, 1, math.inf),
+    "temperature": (int | float, 0, 100),
+    "top_k": (int, 0, math.inf),
+    "top_p": (int | float, 0, 1),
+    "min_p": (int | float, 0, 1),
+    "seed": (int, -(2**63), 2**63 - 1),
+    "repetition_penalty": (int | float, 1e-3, 1e3),
+    "presence_penalty": (int | float, -2, 2),
+    "frequency_penalty": (int | float, -2, 2),
+    "logprobs": (int, 0, MAX_LOGPROBS),
+}
+OPTIONAL = ("max_tokens", "seed", "logprobs")
+
 
 class FinishReason(enum.StrEnum):
     """Why a request ended."""
@@ -43,27 +58,30 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        bounds = {
-            "max_tokens": (1, math.inf),
-            "temperature": (0, 100),
-            "top_k": (0, math.inf),
-            "min_p": (0, 1),
-            "repetition_penalty": (1e-3, 1e3),
-            "presence_penalty": (-2, 2),
-            "frequency_penalty": (-2, 2),
-            "logprobs": (0, MAX_LOGPROBS),
-            "seed": (-(2**63), 2**63 - 1),
-        }
-        for name, (low, high) in bounds.items():
+        for name, (kind, low, high) in LIMITS.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                raise RequestError(f"{name} must be {allowed}, got {value}", param=name)
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p must be above 0 and at most 1, got {self.top_p}", param="top_p")
+            if value is None and name in OPTIONAL:
+                continue
+            # a bool is an int to Python, never to a caller; NaN fails every comparison
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                number = "an integer" if kind is int else "a number"
+                allowed = f"of at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise RequestError(f"{name} must be {number} {allowed}, got {value!r}", param=name)
+        if self.top_p == 0:
+            raise RequestError("top_p must be above 0, got 0", param="top_p")
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError(f"ignore_eos must be true or false, got {self.ignore_eos!r}", param="ignore_eos")
+        if not isinstance(self.stop_token_ids, tuple) or not all(type(token) is int for token in self.stop_token_ids):
+            raise RequestError("stop_token_ids must be a tuple of token ids", param="stop_token_ids")
+        if not isinstance(self.logit_bias, Mapping):
+            raise RequestError(f"logit_bias must map token ids to numbers, got {self.logit_bias!r}", param="logit_bias")
         for token, bias in self.logit_bias.items():
-            if token < 0 or not -100 <= bias <= 100:
-                raise RequestError(f"logit_bias {bias} of token {token} is not in -100..100", param="logit_bias")
+            is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+            if type(token) is not int or token < 0 or not is_number or not -100 <= bias <= 100:
+                raise RequestError(
+                    f"logit_bias: {bias!r} of token {token!r} is not a number in -100..100 of a token id",
+                    param="logit_bias",
+                )
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,14 @@ class TokenOutput:
     token_id: int
     logprobs: TokenLogprobs | None
     finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class RequestFailure:
+    """A request the engine had to end by itself, and why; the others go on."""
+
+    request_id: int
+    message: str
 
 
 @dataclass(eq=False)

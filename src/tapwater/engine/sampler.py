@@ -1,7 +1,5 @@
 """From logits to the next token, one request at a time so that no request's draw depends on its neighbours'."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -10,14 +8,11 @@ from tapwater.engine.request import Request, SamplingParams, TokenLogprobs
 TOP_P_FIRST_LOOK = 1024  # candidates sorted before the whole vocabulary is; an optimisation, the result is the same
 
 
-def sample(logits_BW: Tensor, requests: Sequence[Request]) -> list[tuple[int, TokenLogprobs | None]]:
-    """The next token of each request and, where asked for, logprobs under the model's unmodified distribution."""
-    chosen = []
-    for logits_W, request in zip(logits_BW, requests, strict=True):
-        token = _draw(_adjusted(logits_W, request), request.params, request.generator)
-        wanted = request.params.logprobs
-        chosen.append((token, None if wanted is None else _logprobs(logits_W, token, wanted)))
-    return chosen
+def sample(logits_W: Tensor, request: Request) -> tuple[int, TokenLogprobs | None]:
+    """The next token of a request and, where asked for, logprobs under the model's unmodified distribution."""
+    token = _draw(_adjusted(logits_W, request), request.params, request.generator)
+    wanted = request.params.logprobs
+    return token, None if wanted is None else _logprobs(logits_W, token, wanted)
 
 
 def _adjusted(logits_W: Tensor, request: Request) -> Tensor:
@@ -45,7 +40,8 @@ def _draw(logits_W: Tensor, params: SamplingParams, generator: torch.Generator) 
     """Greedy at temperature 0; else one uniform number, looked up in the cumulative distribution that is left."""
     if params.temperature == 0:
         return int(logits_W.argmax())
-    probs_W = (logits_W.double() / params.temperature).softmax(dim=-1)
+    # the best logit becomes 0 first: divided by a tiny temperature it would be infinite, and softmax NaN
+    probs_W = ((logits_W.double() - logits_W.max()) / params.temperature).softmax(dim=-1)
     ids, probs = _candidates(probs_W, params)
     cumulative = probs.cumsum(0)
     point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]

@@ -2,9 +2,10 @@
 
 from tapwater.model.balance import Balance, BalanceConfig, BalanceLosses, update_bias
 from tapwater.model.context import AttentionContext, CacheView, Sequences
-from tapwater.model.transformer import Output, Transformer, positions_of
+from tapwater.model.transformer import Ahead, Output, Transformer
 
 __all__ = [
+    "Ahead",
     "AttentionContext",
     "Balance",
     "BalanceConfig",
@@ -13,6 +14,5 @@ __all__ = [
     "Output",
     "Sequences",
     "Transformer",
-    "positions_of",
     "update_bias",
 ]

@@ -1,5 +1,6 @@
 """Keeping experts and devices evenly loaded in training: three losses, token dropping, and the loss-free bias."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,17 @@ class BalanceConfig:
     num_devices: int = 8  # D: groups of neighbouring experts
     max_devices: int = 3  # M: devices a token is sent to at the most
     capacity_factor: float | None = None  # tokens a device takes, in units of the average; None: no dropping
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_devices <= self.num_devices:
+            raise ConfigError(
+                f"balance: max_devices must be between 1 and num_devices, got {self.max_devices} of {self.num_devices}"
+            )
+        numbers = {"expert_alpha": self.expert_alpha, "device_alpha": self.device_alpha}
+        numbers |= {"communication_alpha": self.communication_alpha, "capacity_factor": self.capacity_factor or 0.0}
+        for name, value in numbers.items():
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"balance: {name} must be a finite number of at least 0, got {value}")
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,8 @@ def kept_assignments(routing: Routing, balance: Balance) -> Tensor | None:
     affinity_A = routing.scores_TE.gather(1, routing.expert_ids_TK).flatten()
     exempt_A = torch.zeros_like(device_A, dtype=torch.bool)
     if balance.undropped_T is not None:
+        if balance.undropped_T.shape != (tokens,):
+            raise ValueError(f"undropped_T has shape {list(balance.undropped_T.shape)}, there are {tokens} tokens")
         exempt_A = balance.undropped_T[:, None].expand(-1, chosen).flatten()
     capacity = int(config.capacity_factor * tokens * chosen / config.num_devices)
     kept_A = exempt_A.clone()

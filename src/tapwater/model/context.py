@@ -13,6 +13,19 @@ class Sequences:
 
     lengths: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if not self.lengths or any(type(length) is not int or length < 1 for length in self.lengths):
+            raise ValueError(f"Sequences: lengths must be positive integers, got {self.lengths}")
+
+    @property
+    def query_lengths(self) -> tuple[int, ...]:
+        """New tokens of each sequence: all of them."""
+        return self.lengths
+
+    def positions(self) -> Tensor:
+        """Positions 0.. of each sequence, flat [T]."""
+        return torch.cat([torch.arange(length) for length in self.lengths])
+
 
 @dataclass(frozen=True)
 class CacheView:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tapwater import ops
 from tapwater.config import ModelConfig
 from tapwater.model.balance import Balance, BalanceLosses, balance_losses, kept_assignments
-from tapwater.model.context import AttentionContext, Sequences
+from tapwater.model.context import AttentionContext
 from tapwater.model.gate import Gate, Routing
 from tapwater.model.layers import SwiGLU
 
@@ -62,8 +62,7 @@ class MoE(nn.Module):
         routing = self.gate(x_TD)
         losses, kept_TK = None, None
         if balance is not None:
-            lengths = context.lengths if isinstance(context, Sequences) else context.query_lengths
-            losses = balance_losses(routing, lengths, balance.config)
+            losses = balance_losses(routing, context.query_lengths, balance.config)
             kept_TK = kept_assignments(routing, balance)
         y_TD = self.dispatch(self.experts, x_TD, routing, kept_TK)
         if self.shared_experts is not None:

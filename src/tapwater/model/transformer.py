@@ -1,6 +1,6 @@
 """The one model definition: it trains, scores and serves every architecture of the family."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,17 @@ class Output:
 
     hidden_TD: Tensor
     balance: BalanceLosses | None
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """One depth of multi-token prediction: `rows` are the first tokens of each sequence that reaches so far.
+
+    At depth k the logits of row i predict token i + k + 1 of its sequence; the last row has no such token.
+    """
+
+    rows: Sequences
+    output: Output
 
 
 class Block(nn.Module):
@@ -48,7 +59,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A causal language model over a flat list of tokens.
+    """A causal language model over a flat list of tokens; its weights are not set until `random` or a checkpoint does.
 
     Parameter names are those of Hugging Face checkpoints without the leading `model.`, except that routed experts are
     stacked (see checkpoint/names.py).
@@ -75,12 +86,20 @@ class Transformer(nn.Module):
         """A freshly initialised model: same config and seed, same weights."""
         model = cls(config)
         initialise(model, config.initializer_range, torch.Generator().manual_seed(seed))
-        return model.to(dtype)
+        for parameter in model.parameters():  # buffers, the routing biases, stay float32
+            parameter.data = parameter.data.to(dtype)
+        return model
 
     def forward(
         self, tokens_T: Tensor, positions_T: Tensor, context: AttentionContext, balance: Balance | None = None
     ) -> Output:
-        """Hidden states of all T tokens; `context` says which belong together and where the past is."""
+        """Hidden states of all T tokens; `context` says which belong together and where the past is.
+
+        Raises ValueError unless lengths, tokens and positions agree, or when `balance` is asked for over a cache.
+        """
+        _check_lengths(tokens_T, positions_T, context)
+        if balance is not None and not isinstance(context, Sequences):
+            raise ValueError("balance losses are defined over whole sequences, not over a cache")
         turned = rotation(self.config, positions_T)
         x_TD = self.embed_tokens(tokens_T)
         losses = []
@@ -95,31 +114,36 @@ class Transformer(nn.Module):
         return ops.linear(hidden_RD, self.lm_head.weight).float()
 
     def predict_ahead(
-        self,
-        hidden_TD: Tensor,
-        tokens_T: Tensor,
-        positions_T: Tensor,
-        context: AttentionContext,
-        balance: Balance | None = None,
-    ) -> list[Output]:
-        """Multi-token prediction: per depth k = 1.., normed hidden states whose logits predict token i + k + 1.
+        self, hidden_TD: Tensor, tokens_T: Tensor, sequences: Sequences, balance: Balance | None = None
+    ) -> list[Ahead]:
+        """Multi-token prediction from the main Output's `hidden_TD`, one Ahead per depth k = 1, 2, ..
 
-        `hidden_TD` is the main Output's. The last k rows of each sequence have no token to look ahead to: they repeat
-        the sequence's last token and must be masked out of the loss.
+        At depth k a sequence of n tokens has n - k rows, since the others have no token to look ahead to; one of k
+        tokens or fewer has none. Depths that no sequence reaches are left out.
         """
-        lengths = context.lengths if isinstance(context, Sequences) else context.query_lengths
-        turned = rotation(self.config, positions_T)
-        outputs = []
+        _check_lengths(tokens_T, hidden_TD, sequences)
+        lengths = sequences.lengths
+        found: list[Ahead] = []
         for depth, module in enumerate(self.mtp, start=1):
-            ahead = [part[torch.arange(part.shape[0]).add(depth).clamp(max=part.shape[0] - 1)]
-                     for part in tokens_T.split(list(lengths))]  # fmt: skip
-            layer = self.config.num_hidden_layers + depth - 1
-            embedded_TD = self.embed_tokens(torch.cat(ahead))
-            hidden_TD, normed_TD, loss = module(embedded_TD, hidden_TD, turned, context, layer, balance)
-            outputs.append(Output(normed_TD, sum_losses([loss]) if loss else None))
-        return outputs
+            if max(lengths) <= depth:
+                break
+            rows = Sequences(tuple(length - depth for length in lengths if length > depth))
+            previous = [length - depth + 1 for length in lengths if length >= depth]
+            previous_TD = torch.cat([part[:-1] for part in hidden_TD.split(previous)])
+            embedded_TD = self.embed_tokens(torch.cat([part[depth:] for part in tokens_T.split(lengths)]))
+            rows_balance = balance
+            if balance is not None and balance.undropped_T is not None:
+                kept_T = torch.cat([part[:-depth] for part in balance.undropped_T.split(lengths)])
+                rows_balance = replace(balance, undropped_T=kept_T)
+            turned = rotation(self.config, rows.positions())
+            hidden_TD, loss = module(embedded_TD, previous_TD, turned, rows, rows_balance)
+            found.append(Ahead(rows, Output(hidden_TD, sum_losses([loss]) if loss else None)))
+        return found
 
 
-def positions_of(lengths: tuple[int, ...]) -> Tensor:
-    """Positions 0.. of consecutive whole sequences, flat."""
-    return torch.cat([torch.arange(length) for length in lengths])
+def _check_lengths(tokens_T: Tensor, positions_T: Tensor, context: AttentionContext) -> None:
+    total = sum(context.query_lengths)
+    if not total == tokens_T.shape[0] == positions_T.shape[0]:
+        raise ValueError(
+            f"{tokens_T.shape[0]} tokens, {positions_T.shape[0]} positions and lengths that add up to {total} disagree"
+        )

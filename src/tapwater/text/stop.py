@@ -9,12 +9,12 @@ class StopStrings:
     """Cuts a stream of text before the first stop string to be completed, as if the text came one character at a time.
 
     So the cut does not depend on where the pieces end. Of stop strings that are completed by the same character the
-    longest counts. Raises `RequestError` if a stop string is empty.
+    longest counts. Raises `RequestError` if a stop string is empty or no string.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if isinstance(stops, str):
-            raise TypeError("stops is a sequence of strings, not one string")
+        if isinstance(stops, str) or not all(isinstance(stop, str) for stop in stops):
+            raise RequestError(f"Stop strings must be a list of strings, got {stops!r}", param="stop")
         if "" in stops:
             raise RequestError("A stop string must not be empty", param="stop")
         self._stops = tuple(stops)
