@@ -11,10 +11,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own customary name
 from torch import Tensor
 
+from tapwater.ops.quant import GROUP, PackedWeight, unpack
+
 
 def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     """x @ weight^T."""
     return F.linear(x_TI, weight_OI)
+
+
+def packed_linear(x_TI: Tensor, weight: PackedWeight) -> Tensor:
+    """x @ weight^T in float32, x rounded to 8 bits: per row and group of 32, 127 steps to the largest magnitude."""
+    padded = F.pad(x_TI.float(), (0, -weight.columns % GROUP)).unflatten(-1, (-1, GROUP))
+    largest = padded.abs().amax(-1, keepdim=True)
+    # a true division, as the kernels do: torch makes `127 / tensor` a product with the reciprocal
+    inverse = torch.where(largest > 0, torch.tensor(127.0) / largest, 0.0)
+    steps = (padded * inverse).round()
+    rounded = (steps * (largest / 127)).flatten(-2)[:, : weight.columns]
+    return F.linear(rounded, unpack(weight))
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -147,7 +147,8 @@ class Tokenizer:
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # the batch form releases the GIL: a long prompt does not stop the threads that serve others
+            return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except TypeError as error:
             raise RequestError("The text is not Unicode: it holds half a surrogate pair (\\ud800-\\udfff)") from error
 
