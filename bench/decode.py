@@ -7,6 +7,7 @@ moment all of them have their first to the moment all have their last.
 """
 
 import random
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -35,10 +36,13 @@ class Stream:
 
     times: list[float] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
+    error: TapwaterError | None = None
 
     def __call__(self, delta: Delta | TapwaterError) -> None:
         if isinstance(delta, TapwaterError):
-            raise delta
+            self.error = delta
+            self.done.set()
+            return
         self.times.append(time.perf_counter())
         if delta.finish_reason is not None:
             self.done.set()
@@ -53,6 +57,8 @@ def run(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, chance: rando
         llm.submit(prompt, params, (), stream)
     for stream in streams:
         stream.done.wait()
+        if stream.error is not None:
+            raise stream.error
     return start, streams
 
 
@@ -88,4 +94,7 @@ def main(model: str = "smollm2-135m-instruct", *overrides: str, rounds: int = 5,
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except TapwaterError as error:
+        sys.exit(f"error: {error}")

@@ -101,7 +101,7 @@ class FakeLLM:
             if self.fail_after is not None and number > self.fail_after:
                 listener(TapwaterError("the engine failed: a wire came loose"))
                 return
-            logprobs = () if params.logprobs is None else (token_text(word, number, params.logprobs),)
+            logprobs = () if params.logprobs is None else (token_text(words, number, params.logprobs),)
             last = number == len(words)
             cut = params.max_tokens is not None and last and words != re.findall(r"\s*\S+", self.reply)
             reason = (FinishReason.LENGTH if cut else FinishReason.STOP) if last else None
@@ -115,10 +115,11 @@ class FakeLLM:
             assert not thread.is_alive()
 
 
-def token_text(word: str, number: int, count: int) -> TokenText:
+def token_text(words: Sequence[str], number: int, count: int) -> TokenText:
+    word, start = words[number - 1], len("".join(words[: number - 1]))
     top = [TextLogprob(word, word.encode(), number, -0.25)]
     top += [TextLogprob("\ufffd", b"\xf0\x9f", 100 + rank, -1.5 - rank) for rank in range(1, count)]
-    return TokenText(top[0], tuple(top[:count]))
+    return TokenText(top[0], tuple(top[:count]), start)
 
 
 @dataclass(frozen=True)

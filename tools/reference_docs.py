@@ -87,11 +87,14 @@ def http_api() -> str:
         "| `GET /` | the chat page |",
     ]
     for title, cls in (("Chat completions", schema.ChatRequest), ("Completions", schema.CompletionRequest)):
-        parts += [f"## {title}", "Honoured:", _model_table(cls)]
+        parts += [f"## {title}", "Honoured, or marked as without effect:", _model_table(cls)]
         parts += ["Not served; refused unless the value asks for nothing:", _unsupported_table(cls.unsupported)]
     parts += ["## Message", _sentence(schema.Message), _model_table(schema.Message)]
     parts += ["Not served:", _unsupported_table(schema.Message.unsupported)]
-    parts += ["## stream_options", _model_table(schema.StreamOptions)]
+    parts += ["A part of a message's content:", _model_table(schema.TextPart), "Not served:"]
+    parts += [_unsupported_table(schema.TextPart.unsupported)]
+    parts += ["## stream_options", _model_table(schema.StreamOptions), "Not served:"]
+    parts += [_unsupported_table(schema.StreamOptions.unsupported)]
     parts += [
         "## Errors",
         'The body is `{"error": {"message", "type", "param", "code"}}`; `param` names the field at fault.',
@@ -101,6 +104,7 @@ def http_api() -> str:
         "| 404 | another model than the one served (`model_not_found`), another path |\n"
         "| 405 | another method |\n"
         "| 413 | a body that is too large |\n"
+        "| 415 | a body that is not declared as application/json |\n"
         "| 500 | the engine failed; the server stays up |\n"
         "| 503 | too many unfinished requests (`server_busy`, with Retry-After), or shutting down |\n\n"
         "An error after a stream has begun is sent as one `data:` event of that shape and ends the stream.",
@@ -154,7 +158,7 @@ def _model_table(cls: type[schema.Strict]) -> str:
     rows = []
     for name, field in cls.model_fields.items():
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-        limits = ", ".join(_limit(each) for each in field.metadata if _limit(each))
+        limits = ", ".join(_limits(field.metadata) + _inner_limits(field.annotation))
         note = "; ".join(part for part in (limits, comments.get(name, "")) if part)
         rows.append((name, _type_name(field.annotation), default, note))
     return _table(("field", "type", "default", ""), rows)
@@ -165,13 +169,25 @@ def _unsupported_table(fields: dict[str, tuple[Any, ...]]) -> str:
     return _table(("field", "accepted values"), rows)
 
 
-def _limit(constraint: Any) -> str:
+def _limits(metadata: Iterable[Any]) -> list[str]:
+    """What a field's constraints say, in words."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "length at least"}
     words["max_length"] = "length at most"
-    for attribute, word in words.items():
-        if hasattr(constraint, attribute):
-            return f"{word} {getattr(constraint, attribute)}"
-    return ""
+    found = []
+    for constraint in metadata:
+        each = getattr(constraint, "metadata", None) or [constraint]
+        found += [
+            f"{word} {getattr(part, name)}" for part in each for name, word in words.items() if hasattr(part, name)
+        ]
+    return found
+
+
+def _inner_limits(annotation: Any) -> list[str]:
+    """Constraints inside a union, a list or a mapping."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _limits(arguments[1:]) + _inner_limits(arguments[0])
+    return [limit for each in arguments for limit in _inner_limits(each)]
 
 
 def _comments(cls: type) -> dict[str, str]:

@@ -46,10 +46,11 @@ class TextLogprob:
 
 @dataclass(frozen=True)
 class TokenText:
-    """A generated token and the likeliest alternatives, best first."""
+    """A generated token, the likeliest alternatives, best first, and where in the text of the answer it begins."""
 
     chosen: TextLogprob
     top: tuple[TextLogprob, ...]
+    start: int
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class _TextListener:
         self._shown_chars += len(text)
         if output.logprobs is not None and not is_end:
             start = self._seen_chars
-            self._held.append((start, start + len(piece), self._entry(output.logprobs)))
+            self._held.append((start, start + len(piece), self._entry(output.logprobs, start)))
         self._seen_chars += len(piece)
         usage = Usage(len(self._request.prompt_token_ids), len(self._request.output_token_ids), 0)
         self._listener(Delta(text, (output.token_id,), self._released(reason, stopped), reason, usage))
@@ -249,9 +250,9 @@ class _TextListener:
             self._held = self._held[len(released) :]
         return tuple(entry for _, _, entry in released)
 
-    def _entry(self, logprobs: TokenLogprobs) -> TokenText:
+    def _entry(self, logprobs: TokenLogprobs, start: int) -> TokenText:
         chosen = self._text_logprob(logprobs.token_id, logprobs.logprob)
-        return TokenText(chosen, tuple(self._text_logprob(token, value) for token, value in logprobs.top))
+        return TokenText(chosen, tuple(self._text_logprob(token, value) for token, value in logprobs.top), start)
 
     def _text_logprob(self, token_id: int, logprob: float) -> TextLogprob:
         tokenizer = self._tokenizer

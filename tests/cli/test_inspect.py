@@ -23,6 +23,31 @@ def facts(capsys: pytest.CaptureFixture[str], name: str) -> dict[str, Any]:
     return json.loads(inspect(capsys, name, "--json"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["deepseek-v2", "--context", "-5"], "--context must be between 1 and"),
+        (["deepseek-v2", "--context", "0"], "--context must be between 1 and"),
+        (["deepseek-v2", "--context", "999999999"], "the model's 163840"),
+        (["deepseek_v2"], "did you mean 'deepseek-v2'"),
+        (["DeepSeek-V2-Light"], "did you mean 'deepseek-v2-lite'"),
+    ],
+)
+def test_what_cannot_be_inspected_is_named(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["inspect", *arguments])
+    assert exited.value.code == 1
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_directory_needs_only_its_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(preset("deepseek-v3"))))
+    facts = json.loads(inspect(capsys, str(tmp_path), "--json"))
+    assert facts["parameters"]["total"] == 671_026_419_200
+
+
 # Totals are exact; the report rounds activated parameters (V2: 21B, V2-Lite: 2.4B, V3: 37B, 16B: 2.8B).
 PUBLISHED = [
     ("deepseek-v2", 235_741_434_880, "active_without_input_embedding", 21e9, 34_560),

@@ -116,10 +116,15 @@ def test_an_idle_server_ends_at_once(server: Running) -> None:
 
 def test_a_taken_port_is_one_clear_error() -> None:
     with bind(ServerConfig(port=0)) as first:
-        first.listen()
         port = first.getsockname()[1]
         with pytest.raises(ConfigError, match=f"server.port {port} on 127.0.0.1: Address already in use"):
             bind(ServerConfig(port=port))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a" * 70 + ".example"])
+def test_a_wrong_host_is_one_clear_error(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"server\.host"):
+        bind(ServerConfig(host=host, port=0))
 
 
 @pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])

@@ -8,7 +8,7 @@ import torch
 from tapwater.checkpoint.gguf import GgufFile
 from tapwater.checkpoint.hf import HfDirectory
 from tapwater.checkpoint.weights import Progress, build
-from tapwater.config import ModelConfig
+from tapwater.config import ModelConfig, read_config
 from tapwater.errors import CheckpointError
 from tapwater.model import Transformer
 from tapwater.text import Tokenizer
@@ -39,7 +39,7 @@ def load_model(path: Path, dtype: torch.dtype | None, progress: Progress | None 
 
 def load_config(path: Path) -> ModelConfig:
     """The ModelConfig of a model, without reading its weights."""
-    return HfDirectory(path).config if path.is_dir() else _gguf(path).config
+    return read_config(path / "config.json") if path.is_dir() else _gguf(path).config
 
 
 def _gguf(path: Path) -> GgufFile:

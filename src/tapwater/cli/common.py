@@ -1,7 +1,6 @@
 """What several verbs do: read the environment, find a model, load it and show that it takes time."""
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from tapwater.config import RunConfig
+from tapwater.config import ModelConfig, RunConfig, read_config
+from tapwater.errors import ConfigError
 
 if TYPE_CHECKING:
     from tapwater.llm import LLM
@@ -39,14 +39,16 @@ def console() -> Console:
 def cache_dir() -> Path:
     """Where pulled models are kept: TAPWATER_CACHE, else tapwater under XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("TAPWATER_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tapwater"
+    chosen = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tapwater"
+    try:
+        return chosen.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"TAPWATER_CACHE or XDG_CACHE_HOME, {chosen}: {error}") from None
 
 
 def split_overrides(model: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
     """Tell a model from a first override: `serve engine.threads=2` leaves the model out."""
-    if re.match(r"\w+\.\w+=", model):
+    if "=" in model and not Path(model).exists():
         return DEFAULT_MODEL, [model, *overrides]
     return model, list(overrides)
 
@@ -57,6 +59,24 @@ def locate(model: str) -> Path:
 
     with _progress(f"Pulling {model}", DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as progress:
         return pull(model, cache_dir(), progress=progress)
+
+
+def verify(model: str) -> None:
+    """Hash the file of a known name again; CheckpointError if it changed. Repositories verify themselves."""
+    from tapwater.checkpoint.packaged import PACKAGED_MODELS, verify_packaged
+
+    if model in PACKAGED_MODELS:
+        with _progress(f"Verifying {model}", DownloadColumn()) as progress:
+            verify_packaged(model, cache_dir(), progress=progress)
+
+
+def locate_config(model: str) -> ModelConfig:
+    """The configuration of a model; of a repository only its config.json is fetched."""
+    from tapwater.checkpoint import load_config
+    from tapwater.checkpoint.pull import pull_config
+
+    path = pull_config(model, cache_dir())
+    return read_config(path) if path is not None else load_config(locate(model))
 
 
 def load(model: str, run: RunConfig) -> "LLM":

@@ -21,7 +21,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int | None = None,
-    stop: list[str] | None = None,
+    stop: Annotated[list[str] | None, Parameter(negative="")] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     config: ConfigFile = None,
 ) -> None:

@@ -10,9 +10,11 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from tapwater.cli.common import DEFAULT_MODEL, locate
+from tapwater.cli.common import DEFAULT_MODEL, locate_config
 from tapwater.config import ModelConfig, preset, preset_names, read_config
+from tapwater.config.parse import nearest
 from tapwater.cost import flops_per_token, grouped_kv_elements, parameters, training_flops_per_token
+from tapwater.errors import ConfigError
 
 BF16_BYTES = 2
 GQA_HEADS = 8
@@ -39,7 +41,11 @@ def inspect(
         Print one JSON object instead of tables.
     """
     config = _config(model)
-    facts = describe(model, config, context or min(4096, config.max_position_embeddings))
+    if context is not None and not 1 <= context <= config.max_position_embeddings:
+        raise ConfigError(
+            f"--context must be between 1 and the model's {config.max_position_embeddings}, got {context}"
+        )
+    facts = describe(model, config, min(4096, config.max_position_embeddings) if context is None else context)
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
     else:
@@ -90,11 +96,17 @@ def describe(name: str, config: ModelConfig, context: int) -> dict[str, Any]:
 def _config(model: str) -> ModelConfig:
     if model in preset_names():
         return preset(model)
-    if model.endswith(".json"):
-        return read_config(Path(model))
-    from tapwater.checkpoint.load import load_config
-
-    return load_config(locate(model))
+    path = Path(model)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.name.endswith(".json"):
+        return read_config(path)
+    if "/" not in model and not path.exists() and model != DEFAULT_MODEL:
+        known = [*preset_names(), DEFAULT_MODEL]
+        raise ConfigError(
+            f"no model, file or preset {model!r}{nearest(model.lower(), known)}; known: {', '.join(known)}"
+        )
+    return locate_config(model)
 
 
 def _attention(config: ModelConfig) -> str:

@@ -93,8 +93,8 @@ def pack(format: Format, q_OI: Tensor, scale_OG: Tensor, minimum_OG: Tensor | No
     if q_OI.dtype != torch.int8 or int(q_OI.min()) < low or int(q_OI.max()) > high:
         raise ValueError(f"q of {format} must be int8 in {low}..{high}")
     pad = -rows % LANES
-    scales = [None if each is None else _pad_rows(each, pad) for each in (scale_OG, minimum_OG)]
-    return _packed(format, q_OI.shape, _grouped(q_OI), *scales)
+    minimum = None if minimum_OG is None else _pad_rows(minimum_OG, pad)
+    return _packed(format, q_OI.shape, _grouped(q_OI), _pad_rows(scale_OG, pad), minimum)
 
 
 def unpack(weight: PackedWeight) -> Tensor:

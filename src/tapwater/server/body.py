@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tapwater.server.errors import ApiError, from_validation
 from tapwater.server.schema import Strict
 
-MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_BODY_BYTES = 4 * 1024 * 1024  # several times what the longest context of the family holds
 
 T = TypeVar("T", bound=Strict)
 

@@ -1,6 +1,5 @@
 """POST /v1/completions."""
 
-import codecs
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,9 +22,8 @@ async def create(service: Service, request: Request) -> Response:
     envelope = service.envelope("cmpl", "text_completion")
     if not body.stream:
         return await whole(generations, request, envelope, _choice, body.n)
-    chunks = Chunks(len(generations))
     return EventStream(
-        events(generations, envelope, [], chunks.render, body.n, body.include_usage),
+        events(generations, envelope, [], _chunks, body.n, body.include_usage),
         generations,
     )
 
@@ -34,42 +32,26 @@ def _encode(llm: LLM, prompts: Sequence[str | list[int]]) -> list[list[int]]:
     return [llm.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-class Chunks:
-    """Renders the deltas of several choices, remembering how far the text of each has come."""
-
-    def __init__(self, num_choices: int) -> None:
-        self._offsets = [TextOffset() for _ in range(num_choices)]
-
-    def render(self, index: int, delta: Delta) -> Iterator[Choice]:
-        if delta.text or delta.logprobs or delta.finish_reason is not None:
-            logprobs = _logprobs(delta.logprobs, self._offsets[index])
-            yield {"index": index, "text": delta.text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
-
-
-class TextOffset:
-    """The number of whole characters in the tokens so far; a token may end inside one."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._characters = 0
-
-    def advance(self, token_bytes: bytes) -> int:
-        """Where the text of a token with these bytes begins."""
-        begin = self._characters
-        self._characters += len(self._decoder.decode(token_bytes))
-        return begin
+def _chunks(index: int, delta: Delta) -> Iterator[Choice]:
+    if delta.text or delta.logprobs or delta.finish_reason is not None:
+        yield {
+            "index": index,
+            "text": delta.text,
+            "logprobs": _logprobs(delta.logprobs),
+            "finish_reason": delta.finish_reason,
+        }
 
 
 def _choice(index: int, completion: Completion) -> Choice:
     return {
         "index": index,
         "text": completion.text,
-        "logprobs": _logprobs(completion.logprobs, TextOffset()),
+        "logprobs": _logprobs(completion.logprobs),
         "finish_reason": completion.finish_reason,
     }
 
 
-def _logprobs(tokens: Sequence[TokenText], offset: TextOffset) -> dict[str, Any] | None:
+def _logprobs(tokens: Sequence[TokenText]) -> dict[str, Any] | None:
     """OpenAI's older form: parallel lists, the alternatives of a token as a mapping from its text."""
     if not tokens:
         return None
@@ -77,7 +59,7 @@ def _logprobs(tokens: Sequence[TokenText], offset: TextOffset) -> dict[str, Any]
         "tokens": [_name(token.chosen) for token in tokens],
         "token_logprobs": [_value(token.chosen) for token in tokens],
         "top_logprobs": [{_name(each): _value(each) for each in (token.chosen, *token.top)} for token in tokens],
-        "text_offset": [offset.advance(token.chosen.token_bytes) for token in tokens],
+        "text_offset": [token.start for token in tokens],
     }
 
 

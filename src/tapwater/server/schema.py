@@ -16,6 +16,7 @@ MAX_CHOICES = 8
 MAX_PROMPTS = 32
 MAX_STOPS = 16
 MAX_COMPLETION_LOGPROBS = 5
+MAX_TOKENS = 2**31  # any context is shorter; Python refuses to print the numbers far beyond
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 
 # OpenAI's fields that are not served, each with the values that ask for nothing and are therefore accepted.
@@ -109,9 +110,10 @@ def _token_biases(biases: Any) -> Any:
     if not isinstance(biases, dict):
         return biases
     for key in biases:
-        if not (key.isascii() and key.isdigit()):
+        # one spelling for each id, or two keys would mean one token
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and key == str(int(key))):
             raise PydanticCustomError(
-                "bias_key", "Keys should be token ids such as '42', not {key}", {"key": repr(key)}
+                "bias_key", "Keys should be token ids such as '42', not {key}", {"key": repr(key[:40])}
             )
     return {int(key): bias for key, bias in biases.items()}
 
@@ -149,7 +151,7 @@ class GenerationRequest(Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS), BeforeValidator(_stop_list)
@@ -201,7 +203,9 @@ class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None  # OpenAI's newer name for max_tokens
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = (
+        None  # OpenAI's newer name for max_tokens
+    )
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     metadata: dict[str, str] = {}  # without effect: labels of stored answers, and none is stored
@@ -233,7 +237,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[list[str | list[int]], Field(min_length=1, max_length=MAX_PROMPTS), BeforeValidator(_prompt_list)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_COMPLETION_LOGPROBS)] | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None  # must equal n
     unsupported = COMPLETION_UNSUPPORTED
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Running the application: a socket taken before the model loads, and a shutdown that lets answers finish."""
 
+import errno
 import math
 import socket
 import time
@@ -15,23 +16,30 @@ from tapwater.llm import LLM
 from tapwater.server.app import create_app
 from tapwater.server.service import Service
 
+LISTEN_BACKLOG = 2048  # uvicorn's default
 LAST_WORDS_S = 5  # how long aborted answers may take to send their error
 
 
 def bind(server: ServerConfig) -> socket.socket:
-    """A socket bound to server.host and server.port, not yet listening; ConfigError when that address is not free."""
+    """A socket that listens on server.host and server.port; ConfigError when that address is not to be had.
+
+    It listens at once, since another process may bind an address that nobody listens on yet.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"server.host {server.host!r}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"server.host {server.host!r}: {getattr(error, 'strerror', None) or error}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(LISTEN_BACKLOG)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(f"server.host {server.host!r} is not an address of this machine") from None
         raise ConfigError(
             f"server.port {server.port} on {server.host}: {error.strerror}; choose another with server.port=..."
         ) from None

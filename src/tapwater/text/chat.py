@@ -37,7 +37,7 @@ def render_chat(
             "send a plain prompt, or put a chat_template.jinja beside its tokenizer.json",
             param="messages",
         )
-    program = _compile(template)
+    program = compile_template(template)
     try:
         return program.render(
             messages=messages,
@@ -52,7 +52,8 @@ def render_chat(
 
 
 @lru_cache(maxsize=8)
-def _compile(template: str) -> jinja2.Template:
+def compile_template(template: str) -> jinja2.Template:
+    """The program of a chat template; CheckpointError, naming the line, if it is not Jinja."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
     )

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from tapwater.errors import CheckpointError, RequestError
-from tapwater.text.chat import Message, render_chat
+from tapwater.text.chat import Message, compile_template, render_chat
 from tapwater.text.control import ControlStrings
 from tapwater.text.files import read_tokenizer_files
 from tapwater.text.pieces import read_pieces
@@ -39,6 +39,8 @@ class Tokenizer:
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
         self.chat_template = chat_template
+        if chat_template is not None:
+            compile_template(chat_template)  # a broken one is a fault of the files, not of the first request
         self.add_bos_token = add_bos_token
         self.bos_token = None if bos_token_id is None else self._special_token(bos_token_id, "BOS")
         eos_tokens = [self._special_token(token_id, "EOS") for token_id in eos_token_ids]
