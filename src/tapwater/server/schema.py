@@ -19,6 +19,8 @@ MAX_COMPLETION_LOGPROBS = 5
 MAX_TOKENS = 2**31  # any context is shorter; Python refuses to print the numbers far beyond
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 
+TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+
 # OpenAI's fields that are not served, each with the values that ask for nothing and are therefore accepted.
 CHAT_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
@@ -151,7 +153,7 @@ class GenerationRequest(Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_tokens: TokenLimit | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS), BeforeValidator(_stop_list)
@@ -203,9 +205,7 @@ class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = (
-        None  # OpenAI's newer name for max_tokens
-    )
+    max_completion_tokens: TokenLimit | None = None  # OpenAI's newer name for max_tokens
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     metadata: dict[str, str] = {}  # without effect: labels of stored answers, and none is stored
