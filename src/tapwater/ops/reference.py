@@ -140,8 +140,13 @@ def paged_mla_absorb(
     """
 
     def attend(q_bnHX: Tensor, entries_bsX: Tensor, visible_bns: Tensor) -> Tensor:
+        # one stream serves all heads: as further queries of one head they share it, as heads it would be repeated
+        num_heads = q_bnHX.shape[2]
+        rows_bm1X = q_bnHX.flatten(1, 2).unsqueeze(2)
         k_bs1X = entries_bsX.unsqueeze(2)
-        return _attend(q_bnHX, k_bs1X, k_bs1X[..., :kv_lora_rank], visible_bns, scale)
+        visible_bms = visible_bns.repeat_interleave(num_heads, dim=1)
+        out_bm1C = _attend(rows_bm1X, k_bs1X, k_bs1X[..., :kv_lora_rank], visible_bms, scale)
+        return out_bm1C.unflatten(1, (-1, num_heads)).squeeze(3)
 
     return _per_group(q_THX, pages_PSX, page_table_BP, query_lengths, context_lengths, attend)
 
