@@ -189,6 +189,11 @@ def _collect(heard: "queue.SimpleQueue[Delta | TapwaterError]") -> Completion:
         if isinstance(delta, TapwaterError):
             raise delta
         deltas.append(delta)
+    return joined(deltas)
+
+
+def joined(deltas: Sequence[Delta]) -> Completion:
+    """The whole answer that a finished stream of deltas makes."""
     last = deltas[-1]
     assert last.finish_reason is not None
     return Completion(

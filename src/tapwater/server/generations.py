@@ -9,7 +9,7 @@ from types import TracebackType
 
 from tapwater.engine.request import FinishReason, SamplingParams
 from tapwater.errors import TapwaterError
-from tapwater.llm import LLM, Completion, Delta, Generation, Usage
+from tapwater.llm import LLM, Completion, Delta, Generation, Usage, joined
 from tapwater.server.errors import ApiError
 
 RETRY_AFTER_S = 5
@@ -57,7 +57,7 @@ class Generations:
         deltas: list[list[Delta]] = [[] for _ in self._handles]
         async for index, delta in self:
             deltas[index].append(delta)
-        return [_join(each) for each in deltas]
+        return [joined(each) for each in deltas]
 
     def stop(self) -> None:
         """Make the iteration raise: the server is going down."""
@@ -85,16 +85,4 @@ def shutting_down() -> ApiError:
         code="server_shutting_down",
         kind="server_error",
         headers={"Retry-After": str(RETRY_AFTER_S)},
-    )
-
-
-def _join(deltas: Sequence[Delta]) -> Completion:
-    last = deltas[-1]
-    assert last.finish_reason is not None
-    return Completion(
-        text="".join(delta.text for delta in deltas),
-        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
-        logprobs=tuple(token for delta in deltas for token in delta.logprobs),
-        finish_reason=last.finish_reason,
-        usage=last.usage,
     )
