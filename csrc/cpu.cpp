@@ -7,6 +7,9 @@
 namespace tw {
 
 #if defined(__x86_64__)
+namespace avx512_bf16 {
+extern const Kernels table;
+}
 namespace avx512 {
 extern const Kernels table;
 }
@@ -18,6 +21,13 @@ namespace portable {
 extern const Kernels table;
 }
 
+#if defined(__x86_64__)
+static bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
 struct Choice {
     const Kernels* table;
     bool runs;
@@ -26,9 +36,9 @@ struct Choice {
 static const Choice* choices(int* count) {
     static const Choice list[] = {
 #if defined(__x86_64__)
-        {&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")},
-        {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+        {&avx512_bf16::table, has_avx512() && __builtin_cpu_supports("avx512bf16")},
+        {&avx512::table, has_avx512()},
+        {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
 #endif
         {&portable::table, true},
     };

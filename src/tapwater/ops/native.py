@@ -16,7 +16,7 @@ from tapwater.errors import ConfigError
 from tapwater.ops.quant import GROUP, Format, PackedWeight
 
 TILE_ROWS = 8  # rows of activations that kernels take together; scratch is laid out in whole tiles
-INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # best first
+INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "portable")  # best first
 _FORMAT_NUMBER = {format: number for number, format in enumerate(Format)}
 
 
