@@ -6,8 +6,10 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,15 +20,20 @@ RESULTS = Path(__file__).parent / "results"
 
 def provenance() -> dict[str, str]:
     """Where and with what a figure was measured."""
-    root = Path(__file__).parent.parent
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
+
+
+def commit() -> str:
+    """The checkout that is measured, `-dirty` if files differ from it."""
+    root = Path(__file__).parent.parent
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    return described.stdout.strip() or "unknown"
 
 
 def publish(name: str, unit: str, rounds: dict[str, list[float]]) -> None:
@@ -39,9 +46,15 @@ def publish(name: str, unit: str, rounds: dict[str, list[float]]) -> None:
         shown = [f"{value:.1f}" for value in (median(values), min(values), max(values))]
         table.add_row(row, *shown, str(len(values)))
     Console().print(table)
+    save(name, about | {"unit": unit, "rounds": rounds})
+
+
+def save(name: str, content: Mapping[str, Any]) -> Path:
+    """Write bench/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(about | {"unit": unit, "rounds": rounds}, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
 
 
 def _processor() -> str:

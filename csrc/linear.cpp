@@ -1,9 +1,7 @@
-// Compiled once per instruction set, each time into a namespace of its own (TW_ISA).
+// Products with packed weights. Compiled once per instruction set, each time into a namespace of its own (TW_ISA).
 #include "kernels.h"
-
-#include <cmath>
-
-#include "simd.h"
+#include "math.h"
+#include "rows.h"
 
 namespace tw {
 namespace TW_ISA {
@@ -12,30 +10,7 @@ constexpr int kBlockQ4 = kLanes * kGroup / 2;  // bytes of sixteen rows of 32 fo
 constexpr int kBlockQ8 = kLanes * kGroup;
 
 template <Format F>
-constexpr int kBytes = F == kQ8 ? kBlockQ8 + 32 : F == kQ4Min ? kBlockQ4 + 64 : kBlockQ4 + 32;
-
-// A group's scale is the largest magnitude over 127; rounding is to nearest, ties to even.
-static void quantise(const float* x, int64_t rows, int64_t columns, int64_t groups, int8_t* q, float* scale, int32_t* sum) {
-    for (int64_t row = 0; row < rows; ++row)
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t at = (row / kTileRows * groups + group) * kTileRows + row % kTileRows;
-            float values[kGroup] = {};
-            const int64_t count = columns - group * kGroup < kGroup ? columns - group * kGroup : kGroup;
-            std::memcpy(values, x + row * columns + group * kGroup, count * sizeof(float));
-            float largest = 0;
-            for (float value : values) largest = std::fmax(largest, std::fabs(value));
-            const float inverse = largest > 0 ? 127 / largest : 0;
-            int32_t total = 0;
-            int8_t* to = q + at * kGroup;
-            for (int k = 0; k < kGroup; ++k) {
-                const int32_t rounded = int32_t(std::nearbyint(values[k] * inverse));
-                to[k] = int8_t(rounded);
-                total += rounded;
-            }
-            scale[at] = largest / 127;
-            sum[at] = total;
-        }
-}
+constexpr int kBytes = F == kBf16 ? 2 * kLanes * kGroup : F == kQ8 ? kBlockQ8 + 32 : F == kQ4Min ? kBlockQ4 + 64 : kBlockQ4 + 32;
 
 // The eight vectors of weights of one block: vector j holds columns 4j..4j+3 of each of the sixteen rows.
 template <Format F>
@@ -60,11 +35,11 @@ static inline __attribute__((always_inline)) void unpack(const uint8_t* block, u
 // M rows of x against one row-block: every row sees the same operations in the same order whatever M is, so a row's
 // result does not depend on its neighbours.
 template <Format F, int M>
-static inline __attribute__((always_inline)) void tile(const uint8_t* block, const Activations& x, int64_t tile_index,
-                                                       f32x16 out[M]) {
-    const int8_t* q = x.q + tile_index * x.groups * kTileRows * kGroup;
-    const float* scale = x.scale + tile_index * x.groups * kTileRows;
-    const int32_t* sum = x.sum + tile_index * x.groups * kTileRows;
+static inline __attribute__((always_inline)) void integer_tile(const uint8_t* block, const Activations& x, int64_t tile,
+                                                               f32x16 out[M]) {
+    const int8_t* q = x.q + tile * x.groups * kTileRows * kGroup;
+    const float* scale = x.scale + tile * x.groups * kTileRows;
+    const int32_t* sum = x.sum + tile * x.groups * kTileRows;
     f32x16 acc[M] = {};
     for (int64_t group = 0; group < x.groups; ++group) {
         u8x64 weights[8];
@@ -98,46 +73,129 @@ static inline __attribute__((always_inline)) void tile(const uint8_t* block, con
     for (int m = 0; m < M; ++m) out[m] = acc[m];
 }
 
+template <int M>
+static inline __attribute__((always_inline)) void bfloat16_tile(const uint8_t* block, const Activations& x, int64_t tile,
+                                                                f32x16 out[M]) {
+    const uint16_t* half = x.half + tile * x.groups * kTileRows * kGroup;
+    f32x16 even[M] = {}, odd[M] = {};  // two chains: the dot product takes longer than eight rows keep busy
+    for (int64_t group = 0; group < x.groups; ++group) {
+        for (int pair = 0; pair < kGroup / 2; pair += 2) {
+            const u32x16 first = load<u32x16>(block + 64 * pair), second = load<u32x16>(block + 64 * pair + 64);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+                even[m] = dot2_bfloat16(even[m], first, half + m * kGroup + 2 * pair);
+                odd[m] = dot2_bfloat16(odd[m], second, half + m * kGroup + 2 * pair + 2);
+            }
+        }
+        block += kBytes<kBf16>;
+        half += kTileRows * kGroup;
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) out[m] = even[m] + odd[m];
+}
+
 template <Format F, int M>
-static __attribute__((noinline)) void rows_of(const uint8_t* block, const Activations& x, int64_t row, float* y, int64_t stride, int count) {
-    f32x16 out[M];
-    tile<F, M>(block, x, row / kTileRows, out);
-    for (int m = 0; m < M; ++m) std::memcpy(y + (row + m) * stride, &out[m], count * sizeof(float));
+static __attribute__((noinline)) void tile_of(const uint8_t* block, const Activations& x, int64_t tile, f32x16* out) {
+    if constexpr (F == kBf16)
+        bfloat16_tile<M>(block, x, tile, out);
+    else
+        integer_tile<F, M>(block, x, tile, out);
+}
+
+// Rows of one tile, 1 to 8 of them, against one row-block.
+template <Format F>
+static void tile_rows(const uint8_t* block, const Activations& x, int64_t tile, int64_t rows, f32x16 out[kTileRows]) {
+    switch (rows) {
+        case 1: return tile_of<F, 1>(block, x, tile, out);
+        case 2: return tile_of<F, 2>(block, x, tile, out);
+        case 3: return tile_of<F, 3>(block, x, tile, out);
+        case 4: return tile_of<F, 4>(block, x, tile, out);
+        case 5: return tile_of<F, 5>(block, x, tile, out);
+        case 6: return tile_of<F, 6>(block, x, tile, out);
+        case 7: return tile_of<F, 7>(block, x, tile, out);
+        default: return tile_of<F, 8>(block, x, tile, out);
+    }
+}
+
+static int64_t rows_in_tile(const Activations& x, int64_t tile) {
+    const int64_t left = x.rows - tile * kTileRows;
+    return left < kTileRows ? left : kTileRows;
+}
+
+static void write(const Output& out, int64_t m, int64_t column, int count, f32x16 value) {
+    if (out.weight) value *= splat(out.weight[m]);
+    float* to = out.y + (out.row ? out.row[m] : m) * out.stride + column;
+    if (out.add) {
+        f32x16 before = {};
+        std::memcpy(&before, to, count * sizeof(float));
+        value += before;
+    }
+    std::memcpy(to, &value, count * sizeof(float));
 }
 
 template <Format F>
-static void linear_of(const uint8_t* weights, const Activations& x, int64_t begin, int64_t end, float* y, int64_t stride,
-                      int64_t outputs) {
-    const int64_t row_block_bytes = x.groups * kBytes<F>;
+static void linear_of(const Matrix& matrix, int64_t index, const Activations& x, int64_t begin, int64_t end,
+                      const Output& out) {
+    const int64_t bytes = matrix.row_block_bytes();
     for (int64_t rb = begin; rb < end; ++rb) {
-        const uint8_t* block = weights + rb * row_block_bytes;
-        float* to = y + rb * kLanes;
-        const int count = int(outputs - rb * kLanes < kLanes ? outputs - rb * kLanes : kLanes);
-        int64_t row = 0;
-        for (; row + kTileRows <= x.rows; row += kTileRows) rows_of<F, 8>(block, x, row, to, stride, count);
-        switch (x.rows - row) {
-            case 1: rows_of<F, 1>(block, x, row, to, stride, count); break;
-            case 2: rows_of<F, 2>(block, x, row, to, stride, count); break;
-            case 3: rows_of<F, 3>(block, x, row, to, stride, count); break;
-            case 4: rows_of<F, 4>(block, x, row, to, stride, count); break;
-            case 5: rows_of<F, 5>(block, x, row, to, stride, count); break;
-            case 6: rows_of<F, 6>(block, x, row, to, stride, count); break;
-            case 7: rows_of<F, 7>(block, x, row, to, stride, count); break;
+        const uint8_t* block = matrix.at(index) + rb * bytes;
+        const int64_t left = matrix.rows - rb * kLanes;
+        const int count = int(left < kLanes ? left : kLanes);
+        for (int64_t tile = 0; tile * kTileRows < x.rows; ++tile) {
+            const int64_t rows = rows_in_tile(x, tile);
+            f32x16 y[kTileRows];
+            tile_rows<F>(block, x, tile, rows, y);
+            for (int64_t m = 0; m < rows; ++m) write(out, tile * kTileRows + m, rb * kLanes, count, y[m]);
         }
     }
 }
 
-static void linear(Format format, const uint8_t* weights, const Activations& x, int64_t begin, int64_t end, float* y,
-                   int64_t stride, int64_t outputs) {
-    if (format == kQ4) linear_of<kQ4>(weights, x, begin, end, y, stride, outputs);
-    if (format == kQ4Min) linear_of<kQ4Min>(weights, x, begin, end, y, stride, outputs);
-    if (format == kQ8) linear_of<kQ8>(weights, x, begin, end, y, stride, outputs);
+static void linear(const Matrix& matrix, int64_t index, const Activations& x, int64_t begin, int64_t end,
+                   const Output& out) {
+    switch (matrix.format) {
+        case kQ4: return linear_of<kQ4>(matrix, index, x, begin, end, out);
+        case kQ4Min: return linear_of<kQ4Min>(matrix, index, x, begin, end, out);
+        case kQ8: return linear_of<kQ8>(matrix, index, x, begin, end, out);
+        case kBf16: return linear_of<kBf16>(matrix, index, x, begin, end, out);
+    }
+}
+
+static inline f32x16 silu(f32x16 x) { return x / (splat(1.0f) + exponential(-x)); }
+
+template <Format F>
+static void gate_up_of(const Matrix& gate, const Matrix& up, int64_t index, const Activations& x, int64_t begin,
+                       int64_t end, const Activations& out) {
+    const int64_t bytes = gate.row_block_bytes(), row_blocks = gate.row_blocks();
+    for (int64_t group = begin; group < end; ++group)
+        for (int64_t tile = 0; tile * kTileRows < x.rows; ++tile) {
+            const int64_t rows = rows_in_tile(x, tile);
+            f32x16 h[2][kTileRows] = {};
+            for (int64_t half = 0; half < 2 && 2 * group + half < row_blocks; ++half) {
+                const int64_t offset = (2 * group + half) * bytes;
+                f32x16 g[kTileRows], u[kTileRows];
+                tile_rows<F>(gate.at(index) + offset, x, tile, rows, g);
+                tile_rows<F>(up.at(index) + offset, x, tile, rows, u);
+                for (int64_t m = 0; m < rows; ++m) h[half][m] = silu(g[m]) * u[m];
+            }
+            for (int64_t m = 0; m < rows; ++m) write_group(h[0][m], h[1][m], out, tile * kTileRows + m, group);
+        }
+}
+
+static void gate_up(const Matrix& gate, const Matrix& up, int64_t index, const Activations& x, int64_t begin, int64_t end,
+                    const Activations& out) {
+    switch (gate.format) {
+        case kQ4: return gate_up_of<kQ4>(gate, up, index, x, begin, end, out);
+        case kQ4Min: return gate_up_of<kQ4Min>(gate, up, index, x, begin, end, out);
+        case kQ8: return gate_up_of<kQ8>(gate, up, index, x, begin, end, out);
+        case kBf16: return gate_up_of<kBf16>(gate, up, index, x, begin, end, out);
+    }
 }
 
 #define TW_STRING_(x) #x
 #define TW_STRING(x) TW_STRING_(x)
 extern const AttentionKernels attention_table;
-extern const Kernels table = {TW_STRING(TW_ISA), &attention_table, quantise, linear};
+extern const Kernels table = {TW_STRING(TW_ISA), &attention_table, normalise,  quantise, rotate_half,
+                              rotate_interleaved, affinities,      unpack_row, linear,   gate_up};
 
 }  // namespace TW_ISA
 }  // namespace tw

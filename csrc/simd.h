@@ -13,6 +13,9 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #define TW_AVX512 1
+#if defined(__AVX512BF16__)
+#define TW_BF16 1
+#endif
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define TW_AVX2 1
 #endif
@@ -24,6 +27,9 @@ constexpr int kGroup = 32;  // inputs that share a scale
 
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef uint8_t u8x64 __attribute__((vector_size(64)));
 typedef uint16_t u16x32 __attribute__((vector_size(64)));
 
@@ -73,6 +79,17 @@ inline __attribute__((always_inline)) f32x16 load_half(const uint16_t* from) {
     f32x16 value;
     for (int lane = 0; lane < kLanes; ++lane) value[lane] = half_to_float(from[lane]);
     return value;
+#endif
+}
+
+// acc[lane] += w[lane][0] * x[0] + w[lane][1] * x[1], for bfloat16 pairs.
+inline __attribute__((always_inline)) f32x16 dot2_bfloat16(f32x16 acc, u32x16 weights, const uint16_t* x) {
+#if defined(TW_BF16)
+    const __m512i wide = _mm512_set1_epi32(load<int32_t>(x));
+    return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)(__m512i)weights, (__m512bh)wide);
+#else
+    acc += (f32x16)(weights << 16) * (f32x16)(u32x16{} + (uint32_t(x[0]) << 16));
+    return acc + (f32x16)(weights & 0xffff0000) * (f32x16)(u32x16{} + (uint32_t(x[1]) << 16));
 #endif
 }
 

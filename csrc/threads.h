@@ -17,31 +17,51 @@ public:
 
     int threads() const { return int(workers_.size()) + 1; }
 
-    // Calls work(context, part) for every part in 0..parts-1, spread over the threads; returns when all are done.
-    // Parts are handed out in order, one at a time; which thread gets which is left open, so work must not depend on it.
-    void run(int64_t parts, void (*work)(void* context, int64_t part), void* context);
+    // Calls work(context, part, thread) for every part in 0..parts-1, spread over the threads 0..threads-1; returns when
+    // all are done. Parts are handed out in order, one at a time; which thread gets which is left open, so results must
+    // not depend on it: the thread's number is for scratch memory alone.
+    void run(int64_t parts, void (*work)(void* context, int64_t part, int thread), void* context);
 
 private:
-    void worker();
-    void take_parts();
+    void worker(int thread);
+    void take_parts(int thread);
+    bool wait_for_round_after(uint64_t seen);
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_;
     std::atomic<uint64_t> round_{0};
-    std::atomic<int64_t> next_{0};
-    std::atomic<int> busy_{0};
+    std::atomic<int> sleeping_{0};
+    alignas(64) std::atomic<int64_t> next_{0};
+    alignas(64) std::atomic<int> busy_{0};
     int64_t parts_ = 0;
-    void (*work_)(void*, int64_t) = nullptr;
+    void (*work_)(void*, int64_t, int) = nullptr;
     void* context_ = nullptr;
-    bool stop_ = false;
+    std::atomic<bool> stop_{false};
 };
 
-// Runs f(part) for every part; f is any callable.
+// Runs f(part, thread) for every part; f is any callable.
+template <typename F>
+void parallel_on_threads(Pool& pool, int64_t parts, F&& f) {
+    pool.run(
+        parts, [](void* context, int64_t part, int thread) { (*static_cast<F*>(context))(part, thread); }, &f);
+}
+
+// Runs f(part) for every part.
 template <typename F>
 void parallel(Pool& pool, int64_t parts, F&& f) {
-    pool.run(
-        parts, [](void* context, int64_t part) { (*static_cast<F*>(context))(part); }, &f);
+    parallel_on_threads(pool, parts, [&](int64_t part, int) { f(part); });
+}
+
+// Runs f(begin, end) over pieces of 0..size, several for each thread so that all end together.
+template <typename F>
+void parallel_ranges(Pool& pool, int64_t size, F&& f) {
+    const int64_t wanted = pool.threads() == 1 ? 1 : pool.threads() * 4;
+    const int64_t piece = size > wanted ? (size + wanted - 1) / wanted : 1;
+    parallel(pool, (size + piece - 1) / piece, [&](int64_t part) {
+        const int64_t begin = part * piece, end = begin + piece;
+        f(begin, end < size ? end : size);
+    });
 }
 
 }  // namespace tw

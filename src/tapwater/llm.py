@@ -1,15 +1,17 @@
 """The facade: text in, text out, over tokenizer and engine."""
 
+import logging
 import os
 import queue
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tapwater.checkpoint import Progress, load_model
+import torch
+
+from tapwater.checkpoint import Progress, load_model, load_packed
 from tapwater.config import EngineConfig, ModelConfig
 from tapwater.engine import (
-    DTYPES,
     Engine,
     EngineLoop,
     FinishReason,
@@ -19,8 +21,22 @@ from tapwater.engine import (
     TokenOutput,
 )
 from tapwater.errors import TapwaterError
-from tapwater.model import Transformer
+from tapwater.model import PackedTransformer, Transformer
+from tapwater.ops.cache_format import CacheFormat
+from tapwater.ops.native import instruction_set, is_built
+from tapwater.ops.quant import Format
 from tapwater.text import IncrementalDetokenizer, StopStrings, Tokenizer
+
+PACKED_FORMATS = {"stored": None, "bfloat16": Format.BF16, "q8": Format.Q8, "q4": Format.Q4_MIN}
+CACHE_FORMATS = {
+    "auto": CacheFormat.BFLOAT16,
+    "float32": CacheFormat.FLOAT32,
+    "bfloat16": CacheFormat.BFLOAT16,
+    "q8": CacheFormat.Q8,
+    "q6": CacheFormat.Q6,
+}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,18 +115,32 @@ class Generation:
 class LLM:
     """A model ready to answer; safe to use from several threads, whose requests are computed together."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, engine: EngineConfig) -> None:
+    def __init__(self, model: Transformer | PackedTransformer, tokenizer: Tokenizer, engine: EngineConfig) -> None:
         self.tokenizer = tokenizer
+        self._model = model
         self.config: ModelConfig = model.config
         end_tokens = {*tokenizer.eos_token_ids, *model.config.eos_token_ids}
         self._engine = Engine(model, engine, sorted(end_tokens))
-        self._loop = EngineLoop(self._engine, engine.threads or available_cores())
+        # a packed model has threads of its own: torch's would only take their cores
+        torch_threads = 1 if isinstance(model, PackedTransformer) else engine.threads or available_cores()
+        self._loop = EngineLoop(self._engine, torch_threads)
 
     @classmethod
     def load(cls, path: Path, engine: EngineConfig, *, progress: Progress | None = None) -> "LLM":
-        """The model of a .gguf file or a Hugging Face directory; `progress(done, total)` counts tensors."""
-        loaded = load_model(path, DTYPES[engine.dtype], progress)
-        return cls(loaded.model, loaded.tokenizer, engine)
+        """The model of a GGUF file, a Hugging Face or packed directory; `progress(done, total)` counts tensors."""
+        if engine.backend == "auto" and not engine.is_torch and not is_built():
+            log.warning("The native kernels are not built here: torch computes instead, several times slower.")
+            engine = replace(engine, backend="torch")
+        if engine.is_torch:
+            loaded = load_model(path, getattr(torch, engine.torch_dtype), progress)
+            return cls(loaded.model, loaded.tokenizer, engine)
+        packed = load_packed(path, PACKED_FORMATS[engine.dtype], progress)
+        for note in packed.notes:
+            log.info(note)
+        threads = engine.threads or available_cores()
+        model = PackedTransformer(packed.config, packed.weights, threads, CACHE_FORMATS[engine.cache_dtype])
+        log.info("Native kernels: %s, %d threads", instruction_set(), threads)
+        return cls(model, packed.tokenizer, engine)
 
     @property
     def max_context(self) -> int:
@@ -177,6 +207,8 @@ class LLM:
     def close(self, drain_s: float = 0.0) -> None:
         """Admit nothing more, let running requests finish for `drain_s` seconds, abort the rest."""
         self._loop.close(drain_s)
+        if isinstance(self._model, PackedTransformer):
+            self._model.close()
 
     def _token_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
         return self.encode(prompt) if isinstance(prompt, str) else prompt

@@ -156,7 +156,7 @@ def put(raw: bytes, place: int, code: str, value: int) -> bytes:
         (4, "Q", 2**63, "truncated: tensor 'blk.0.ffn_up.weight' ends at byte"),
         (4, "Q", 16, "starts at byte"),  # smaller than it is, so the next tensor is out of place
         (20, "I", 99, "tensor 'blk.0.ffn_up.weight' has the unknown type 99"),
-        (20, "I", 13, "tensor 'blk.0.ffn_up.weight' is stored as Q5_K; supported are F32, F16, BF16, Q8_0, Q4_0"),
+        (20, "I", 39, "tensor 'blk.0.ffn_up.weight' is stored as MXFP4; supported are F32, F16, BF16, Q8_0, Q4_0"),
         (20, "I", 12, "tensor 'blk.0.ffn_up.weight' of type Q4_K has the impossible shape [80, 32]"),
         (24, "Q", 2**62, "tensor 'blk.0.ffn_up.weight' starts at byte 4611686"),
         (24, "Q", 8, "tensor 'blk.0.ffn_up.weight' starts at byte"),

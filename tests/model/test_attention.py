@@ -19,16 +19,17 @@ MLA_NAMES = [name for name, config in CONFIGS.items() if config.is_mla]
 @pytest.mark.parametrize("chunks", [(40,), (1,) * 40, (7, 1, 20, 12), (39, 1)])
 def test_expand_equals_absorb_equals_uncached(name: str, chunks: tuple[int, ...]) -> None:
     config = CONFIGS[name]
-    attention = tiny_model(name).layers[1].self_attn
+    model = tiny_model(name)
+    attention = model.layers[1].self_attn
     assert isinstance(attention, LatentAttention)
     x = torch.randn(40, config.hidden_size, generator=torch.Generator().manual_seed(0))
     uncached = attention(x, rotation(config, torch.arange(40)), Sequences((40,)), 1)
 
-    cache = LatentCache(config, num_pages=12, page_size=4, dtype=torch.float32)
+    cache = LatentCache(model, num_pages=12, page_size=4)
     start = 0
     for size in chunks:
         positions = torch.arange(start, start + size)
-        view = cache.view([list(range(11, 0, -1))], [size], [start + size])
+        view = cache.view([list(range(11, 0, -1))], [size], [start + size], 0)
         rows = x[start : start + size]
         attention(rows, rotation(config, positions), view, 1)  # stores the chunk
         queries = attention.queries(rows, rotation(config, positions))

@@ -60,7 +60,7 @@ def ours(smollm2_path: Path) -> Transformer:
 
 @pytest.fixture(scope="module")
 def llm(smollm2_path: Path) -> Iterator[LLM]:
-    llm = LLM.load(smollm2_path, EngineConfig())
+    llm = LLM.load(smollm2_path, EngineConfig(backend="torch"))
     yield llm
     llm.close()
 

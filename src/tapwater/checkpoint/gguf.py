@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tapwater.checkpoint.gguf_blocks import Steps
 from tapwater.checkpoint.gguf_config import model_config
-from tapwater.checkpoint.gguf_container import GgufContainer, read_container
+from tapwater.checkpoint.gguf_container import GgufContainer
+from tapwater.checkpoint.gguf_header import read_container
 from tapwater.checkpoint.gguf_tokenizer import read_tokenizer
 from tapwater.config import ModelConfig
 from tapwater.errors import CheckpointError
@@ -27,6 +29,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
+        self.files = (path,)
         self._container = read_container(path)
         self.config: ModelConfig = model_config(self._container)
         self._sources = _sources(self._container, self.config)
@@ -41,6 +44,14 @@ class GgufFile:
             raise CheckpointError(f"{self.where}: has no tensor for {name}")
         return self._sources[name].read()
 
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """The type a tensor is stored in, as GGUF calls it (Q4_K, F16); one of each tensor if it is several there."""
+        return self._sources[name].kinds
+
+    def steps(self, name: str) -> Steps | None:
+        """A matrix as the integers it is stored in, no floats in between; None if our formats do not hold them."""
+        return self._sources[name].steps()
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the metadata; CheckpointError if there is none or it is of an unknown kind."""
         return read_tokenizer(self._container, self.config)
@@ -49,7 +60,9 @@ class GgufFile:
 @dataclass(frozen=True)
 class _Source:
     shape: tuple[int, ...]
+    kinds: tuple[str, ...]
     read: Callable[[], Tensor]
+    steps: Callable[[], Steps | None]
 
 
 class _Layout:
@@ -73,19 +86,32 @@ class _Layout:
         return stored
 
     def add(self, published: str, stored: str, *shape: int) -> None:
-        self.sources[published] = _Source(shape, partial(self.container.read, self.claim(stored, *shape)))
+        self.claim(stored, *shape)
+        read, steps = partial(self.container.read, stored), partial(self.container.steps, stored)
+        self.sources[published] = _Source(shape, self._kinds(stored), read, steps)
 
     def add_rotary(self, published: str, stored: str, heads: int, *shape: int) -> None:
         """Query or key rows of a llama file, where RoPE's two halves of a head are interleaved."""
         self.claim(stored, *shape)
-        self.sources[published] = _Source(shape, partial(_halves, self.container, stored, heads))
+        read = partial(_halves_of_values, self.container, stored, heads)
+        steps = partial(_halves_of_steps, self.container, stored, heads)
+        self.sources[published] = _Source(shape, self._kinds(stored), read, steps)
 
     def add_stacked(self, published: str, stored: str, count: int, *shape: int) -> None:
         """`count` tensors stored as one; `published` has a {} for the index."""
         self.claim(stored, count, *shape)
         for index in range(count):
             read = partial(self.container.read_part, stored, index)
-            self.sources[published.format(index)] = _Source(shape, read)
+            steps = partial(self.container.steps, stored, index)
+            self.sources[published.format(index)] = _Source(shape, self._kinds(stored), read, steps)
+
+    def add_joined(self, published: str, k_b: str, v_b: str, *shape: int) -> None:
+        """kv_b_proj from its two halves; keys are stored transposed, so their integers are of no use."""
+        read = partial(_joined, self.container, k_b, v_b)
+        self.sources[published] = _Source(shape, self._kinds(k_b, v_b), read, lambda: None)
+
+    def _kinds(self, *stored: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.container.tensors[name].kind.name for name in stored))
 
     def refuse_rest(self) -> None:
         if self._unclaimed:
@@ -139,7 +165,7 @@ def _latent_attention(layout: _Layout, config: ModelConfig, layer: int) -> None:
     if f"{stored}attn_k_b.weight" in layout.container.tensors:
         k_b = layout.claim(f"{stored}attn_k_b.weight", H, C, N)
         v_b = layout.claim(f"{stored}attn_v_b.weight", H, V, C)
-        layout.sources[kv_b] = _Source(shape, partial(_joined, layout.container, k_b, v_b))
+        layout.add_joined(kv_b, k_b, v_b, *shape)
     else:
         layout.add(kv_b, f"{stored}attn_kv_b.weight", *shape)
     layout.add(f"{published}o_proj.weight", f"{stored}attn_output.weight", D, H * V)
@@ -191,9 +217,20 @@ def _prediction(layout: _Layout, config: ModelConfig, layer: int) -> None:
             layout.sources[f"{published}{name}.weight"] = layout.sources[original]
 
 
-def _halves(container: GgufContainer, stored: str, heads: int) -> Tensor:
+def _halves_of_values(container: GgufContainer, stored: str, heads: int) -> Tensor:
+    return _halves(container.read(stored), heads)
+
+
+def _halves_of_steps(container: GgufContainer, stored: str, heads: int) -> Steps | None:
+    steps = container.steps(stored)
+    if steps is None:
+        return None
+    minimum_OG = None if steps.minimum_OG is None else _halves(steps.minimum_OG, heads)
+    return Steps(steps.format, _halves(steps.q_OI, heads), _halves(steps.scale_OG, heads), minimum_OG)
+
+
+def _halves(rows: Tensor, heads: int) -> Tensor:
     """Hugging Face rotates the first half of a head against the second; llama.cpp stores the pairs side by side."""
-    rows = container.read(stored)
     return rows.reshape(heads, -1, 2, rows.shape[-1]).transpose(1, 2).reshape(rows.shape)
 
 

@@ -46,7 +46,8 @@ class HfDirectory:
             )
         self.config: ModelConfig = from_hf(raw, str(directory / CONFIG_FILE))
         self._file_of = self._files()
-        self._open = {name: _open(directory / name) for name in sorted(set(self._file_of.values()))}
+        self.files = tuple(directory / name for name in sorted(set(self._file_of.values())))
+        self._open = {path.name: _open(path) for path in self.files}
         self._check_index()
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -58,6 +59,13 @@ class HfDirectory:
             return self._open[file].get_tensor(name)
         except (SafetensorError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.directory / file}: tensor {name} cannot be read: {error}") from None
+
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """The type a tensor is stored in, as safetensors calls it: BF16, F32."""
+        return (self._open[self._file_of[name]].get_slice(name).get_dtype(),)
+
+    def steps(self, name: str) -> None:
+        """No tensor is stored in integers (`quantization_config` is refused)."""
 
     def _files(self) -> dict[str, str]:
         """Tensor name to file name, from the index or from the single file."""
@@ -124,7 +132,7 @@ def _write(model: Transformer, directory: Path, shard_bytes: int) -> None:
     named: dict[str, Tensor] = {}
     for entry in layout(model):
         tensor = tensors[entry.name].float() if entry.always_float32 else tensors[entry.name]
-        named |= dict(zip(entry.hf_names, tensor if len(entry.hf_names) > 1 else (tensor,), strict=True))
+        named |= dict(zip(entry.hf_names, tensor if entry.is_stack else (tensor,), strict=True))
     named |= {copy: named[original] for copy, original in shared_copies(model.config).items()}
     shards = _shards(named, shard_bytes)
     if len(shards) == 1:

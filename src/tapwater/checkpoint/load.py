@@ -1,4 +1,4 @@
-"""Open a model from wherever it lies: a GGUF file or a Hugging Face directory."""
+"""Open a model from wherever it lies: a GGUF file, a Hugging Face directory, a packed directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +7,13 @@ import torch
 
 from tapwater.checkpoint.gguf import GgufFile
 from tapwater.checkpoint.hf import HfDirectory
+from tapwater.checkpoint.packed_store import PackedDirectory, is_packed
+from tapwater.checkpoint.packing import pack_weights
 from tapwater.checkpoint.weights import Progress, build
 from tapwater.config import ModelConfig, read_config
 from tapwater.errors import CheckpointError
-from tapwater.model import Transformer
+from tapwater.model import PackedWeights, Transformer
+from tapwater.ops.quant import Format
 from tapwater.text import Tokenizer
 
 
@@ -26,15 +29,53 @@ def load_model(path: Path, dtype: torch.dtype | None, progress: Progress | None 
     Raises CheckpointError for files that are missing, damaged or contradict each other, ConfigError for an
     architecture outside the family.
     """
-    if path.is_dir():
-        directory = HfDirectory(path)
+    source, tokenizer = open_source(path)
+    return LoadedModel(build(source.config, source, dtype, progress), tokenizer)
+
+
+@dataclass(frozen=True)
+class LoadedPacked:
+    """A model for the native kernels; `notes` say what was requantised to get there, at what error."""
+
+    config: ModelConfig
+    weights: PackedWeights
+    tokenizer: Tokenizer
+    notes: tuple[str, ...]
+
+
+def load_packed(path: Path, format: Format | None, progress: Progress | None = None) -> LoadedPacked:
+    """The model at `path` with packed weights; format None: as stored, exactly wherever a format holds it.
+
+    A packed directory is mapped, in the format it was packed in; anything else is packed now, into memory. Raises
+    CheckpointError and ConfigError as `load_model` does.
+    """
+    if is_packed(path):
+        packed = PackedDirectory(path)
+        if format not in (None, packed.manifest.requested):
+            raise CheckpointError(
+                f"{path}: was packed as {packed.manifest.requested} and cannot become {format}; quantize the original"
+            )
         tokenizer = Tokenizer.from_directory(path)
-        _check_vocabulary(tokenizer, directory.config, path)
-        return LoadedModel(build(directory.config, directory, dtype, progress), tokenizer)
-    gguf = _gguf(path)
-    tokenizer = gguf.tokenizer()
-    _check_vocabulary(tokenizer, gguf.config, path)
-    return LoadedModel(build(gguf.config, gguf, dtype, progress), tokenizer)
+        _check_vocabulary(tokenizer, packed.config, path)
+        return LoadedPacked(packed.config, packed.weights(), tokenizer, packed.manifest.notes())
+    source, tokenizer = open_source(path)
+    made = pack_weights(source.config, source, format, progress)
+    return LoadedPacked(source.config, made.weights, tokenizer, made.notes)
+
+
+def open_source(path: Path) -> tuple[GgufFile | HfDirectory, Tokenizer]:
+    """The tensors and the tokenizer of a checkpoint that is not packed; no tensor is read."""
+    if not path.is_dir():
+        gguf = _gguf(path)
+        tokenizer = gguf.tokenizer()
+        _check_vocabulary(tokenizer, gguf.config, path)
+        return gguf, tokenizer
+    if is_packed(path):
+        raise CheckpointError(f"{path}: is packed for the native kernels; its original is needed here")
+    directory = HfDirectory(path)
+    tokenizer = Tokenizer.from_directory(path)
+    _check_vocabulary(tokenizer, directory.config, path)
+    return directory, tokenizer
 
 
 def load_config(path: Path) -> ModelConfig:

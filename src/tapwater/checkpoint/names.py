@@ -21,7 +21,7 @@ _MTP = re.compile(r"mtp\.(\d+)\.(.*)")
 class Entry:
     """One of our tensors: its name, shape and dtype rule, and the Hugging Face tensors it is made of.
 
-    With several `hf_names` the tensor is their stack along dimension 0. `always_float32` marks what published
+    A stack has one of `hf_names` for each index of its first dimension. `always_float32` marks what published
     checkpoints of any dtype keep in float32.
     """
 
@@ -31,8 +31,12 @@ class Entry:
     always_float32: bool = False
 
     @property
+    def is_stack(self) -> bool:
+        return len(self.shape) == 3  # routed experts, be it a single one
+
+    @property
     def hf_shape(self) -> tuple[int, ...]:
-        return self.shape if len(self.hf_names) == 1 else self.shape[1:]
+        return self.shape[1:] if self.is_stack else self.shape
 
 
 def layout(model: Transformer) -> Iterator[Entry]:

@@ -34,14 +34,11 @@ def build(
     Raises CheckpointError naming the first tensor that is missing, unexpected or of the wrong shape; nothing is read
     before all names and shapes agree.
     """
-    _check_amount(config, source)
-    model = meta_model(config)
-    entries = list(layout(model))
-    _check_names(config, entries, source)
+    model, entries = checked_layout(config, source)
     kept_dtype = dtype
     for done, entry in enumerate(entries):
-        parts = [_supported(source.read(name), name, source.where) for name in entry.hf_names]
-        tensor = parts[0] if len(parts) == 1 else torch.stack(parts)
+        parts = [read_float(source, name) for name in entry.hf_names]
+        tensor = torch.stack(parts) if entry.is_stack else parts[0]
         if kept_dtype is None:
             kept_dtype = tensor.dtype
         if dtype is None and not entry.always_float32 and tensor.dtype != kept_dtype:
@@ -49,7 +46,7 @@ def build(
                 f"{source.where}: tensor {entry.hf_names[0]} is stored as {tensor.dtype}, others as {kept_dtype}; "
                 "ask for one dtype"
             )
-        _assign(model, entry.name, tensor.to(torch.float32 if entry.always_float32 else kept_dtype))
+        assign(model, entry.name, tensor.to(torch.float32 if entry.always_float32 else kept_dtype))
         if progress is not None:
             progress(done + 1, len(entries))
     if config.tie_word_embeddings:
@@ -58,6 +55,15 @@ def build(
         if not torch.equal(source.read(copy), source.read(original)):
             raise CheckpointError(f"{source.where}: {copy} must equal {original}: prediction layers share them")
     return model
+
+
+def checked_layout(config: ModelConfig, source: TensorSource) -> tuple[Transformer, list[Entry]]:
+    """The model without memory and its tensors, once `source` is known to hold exactly these; nothing is read."""
+    _check_amount(config, source)
+    model = meta_model(config)
+    entries = list(layout(model))
+    _check_names(config, entries, source)
+    return model, entries
 
 
 def _check_amount(config: ModelConfig, source: TensorSource) -> None:
@@ -95,15 +101,19 @@ def _some(names: list[str]) -> str:
     return f"tensor {names[0]}{more}"
 
 
-def _supported(tensor: Tensor, name: str, where: str) -> Tensor:
+def read_float(source: TensorSource, name: str) -> Tensor:
+    """One tensor of floats as stored; CheckpointError for any other kind of number."""
+    tensor = source.read(name)
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise CheckpointError(
-            f"{where}: tensor {name} is stored as {tensor.dtype}; only float32, float16 and bfloat16 are supported"
+            f"{source.where}: tensor {name} is stored as {tensor.dtype}; only float32, float16 and bfloat16 are "
+            "supported"
         )
     return tensor
 
 
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Set one parameter or buffer of a model without memory."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf in module._buffers:

@@ -12,6 +12,7 @@ from tapwater.cli.common import console
 from tapwater.cli.generate import generate
 from tapwater.cli.inspect import inspect
 from tapwater.cli.pull import pull
+from tapwater.cli.quantize import quantize
 from tapwater.cli.serve import serve
 from tapwater.errors import TapwaterError
 
@@ -22,7 +23,7 @@ app = App(
     help="DeepSeek-V2-class models on the machines people already have.",
     help_epilogue="MODEL is a known name, a .gguf file, a Hugging Face directory or an owner/name repository.",
 )
-for verb in (serve, chat, generate, pull, inspect):
+for verb in (serve, chat, generate, pull, quantize, inspect):
     app.command(verb)
 
 

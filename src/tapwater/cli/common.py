@@ -57,7 +57,7 @@ def locate(model: str) -> Path:
     """The files of `model` on this machine, pulled with a progress bar when they are not here."""
     from tapwater.checkpoint.pull import pull
 
-    with _progress(f"Pulling {model}", DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as progress:
+    with progress_bar(f"Pulling {model}", DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as progress:
         return pull(model, cache_dir(), progress=progress)
 
 
@@ -66,7 +66,7 @@ def verify(model: str) -> None:
     from tapwater.checkpoint.packaged import PACKAGED_MODELS, verify_packaged
 
     if model in PACKAGED_MODELS:
-        with _progress(f"Verifying {model}", DownloadColumn()) as progress:
+        with progress_bar(f"Verifying {model}", DownloadColumn()) as progress:
             verify_packaged(model, cache_dir(), progress=progress)
 
 
@@ -85,7 +85,7 @@ def load(model: str, run: RunConfig) -> "LLM":
     with console().status(f"Loading {model}"):
         from tapwater.llm import LLM  # torch alone takes seconds
 
-    with _progress(f"Loading {model}", MofNCompleteColumn()) as progress:
+    with progress_bar(f"Loading {model}", MofNCompleteColumn()) as progress:
         return LLM.load(path, run.engine, progress=progress)
 
 
@@ -95,7 +95,7 @@ def model_id(model: str) -> str:
 
 
 @contextmanager
-def _progress(what: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     """A bar that appears with the first report and is gone at the end."""
     out = console()
     text, bar = TextColumn("{task.description}"), BarColumn()

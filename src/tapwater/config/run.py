@@ -14,7 +14,9 @@ from tapwater.errors import ConfigError
 class EngineConfig:
     """Memory and scheduling of the engine."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    backend: Literal["auto", "native", "torch"] = "auto"  # auto: the native kernels where they are built
+    dtype: Literal["stored", "float32", "bfloat16", "q8", "q4"] = "stored"  # weights; stored: as the file has them
+    cache_dtype: Literal["auto", "float32", "bfloat16", "q8", "q6"] = "auto"  # auto: bfloat16, with torch as weights
     threads: int = 0  # 0: one per core
     page_size: int = 16  # tokens per page
     cache_tokens: int = 32768  # tokens the cache holds, over all requests
@@ -28,6 +30,15 @@ class EngineConfig:
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
+        if self.backend == "native" and self.dtype == "float32":
+            raise ConfigError("dtype float32 needs backend torch: the native kernels know bfloat16, q8 and q4")
+        if self.backend == "torch" and self.dtype in ("q8", "q4"):
+            raise ConfigError(f"dtype {self.dtype} needs backend native: torch knows float32 and bfloat16")
+        if self.is_torch and self.cache_dtype not in ("auto", self.torch_dtype):
+            raise ConfigError(
+                f"cache_dtype {self.cache_dtype} needs backend native: with torch the cache is kept as the weights "
+                f"are, in {self.torch_dtype}"
+            )
         if self.cache_tokens % self.page_size:
             raise ConfigError(f"cache_tokens {self.cache_tokens} is not a multiple of page_size {self.page_size}")
         if self.max_requests > self.max_batch_tokens:
@@ -35,6 +46,16 @@ class EngineConfig:
                 f"max_requests {self.max_requests} is more than max_batch_tokens {self.max_batch_tokens}: each request "
                 "needs a token of every step"
             )
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether only torch can honour these settings."""
+        return self.backend == "torch" or self.dtype == "float32"
+
+    @property
+    def torch_dtype(self) -> str:
+        """The dtype of weights on the torch backend: quantised files are computed in float32."""
+        return "bfloat16" if self.dtype == "bfloat16" else "float32"
 
 
 @dataclass(frozen=True)

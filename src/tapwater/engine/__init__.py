@@ -1,6 +1,6 @@
 """Continuous batching over a paged cache: token ids in, token ids out."""
 
-from tapwater.engine.engine import DTYPES, Engine
+from tapwater.engine.engine import Engine
 from tapwater.engine.loop import EngineError, EngineLoop
 from tapwater.engine.request import (
     MAX_LOGPROBS,
@@ -13,7 +13,6 @@ from tapwater.engine.request import (
 )
 
 __all__ = [
-    "DTYPES",
     "MAX_LOGPROBS",
     "Engine",
     "EngineError",

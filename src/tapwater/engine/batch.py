@@ -23,8 +23,9 @@ class Batch:
 
 
 def build_batch(chunks: list[Chunk], cache: LatentCache) -> Batch:
-    """Lay the chunks side by side, shortest first, so that decodes of one length can be attended together."""
-    chunks = sorted(chunks, key=lambda chunk: chunk.num_tokens)
+    """Lay the chunks side by side: generated tokens, then prompts, each shortest first, so that decodes of one length
+    can be attended together."""
+    chunks = sorted(chunks, key=lambda chunk: (chunk.is_prompt, chunk.num_tokens))
     tokens: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
@@ -41,5 +42,6 @@ def build_batch(chunks: list[Chunk], cache: LatentCache) -> Batch:
         [chunk.request.pages for chunk in chunks],
         [chunk.num_tokens for chunk in chunks],
         [chunk.request.num_computed_tokens + chunk.num_tokens for chunk in chunks],
+        sum(not chunk.is_prompt for chunk in chunks),
     )
     return Batch(torch.tensor(tokens), torch.tensor(positions), view, sampling, torch.tensor(rows, dtype=torch.long))

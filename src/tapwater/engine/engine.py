@@ -20,15 +20,15 @@ from tapwater.engine.request import FinishReason, Request, RequestFailure, Sampl
 from tapwater.engine.sampler import sample
 from tapwater.engine.scheduler import Scheduler
 from tapwater.errors import ConfigError, RequestError
-from tapwater.model import Transformer
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from tapwater.model import PackedTransformer, Transformer
 
 
 class Engine:
     """Continuous batching over one model; not thread-safe (see loop.py)."""
 
-    def __init__(self, model: Transformer, config: EngineConfig, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, model: Transformer | PackedTransformer, config: EngineConfig, eos_token_ids: Sequence[int]
+    ) -> None:
         num_pages = config.cache_tokens // config.page_size
         self.max_context = config.max_context or min(model.config.max_position_embeddings, config.cache_tokens)
         if self.max_context > min(model.config.max_position_embeddings, config.cache_tokens):
@@ -36,12 +36,9 @@ class Engine:
                 f"engine.max_context {config.max_context} is more than the model's "
                 f"{model.config.max_position_embeddings} or the cache's {config.cache_tokens} tokens"
             )
-        dtype = model.embed_tokens.weight.dtype
-        if dtype != DTYPES[config.dtype]:
-            raise ConfigError(f"engine.dtype is {config.dtype}, but the model's weights are {dtype}")
         self.model = model
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.cache = LatentCache(model.config, num_pages, config.page_size, dtype)
+        self.cache = LatentCache(model, num_pages, config.page_size)
         self.scheduler = Scheduler(PagePool(num_pages), self.cache, config.max_batch_tokens, config.max_requests)
         self._ids = count()
 

@@ -19,10 +19,14 @@ from tapwater.engine.request import Request
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next `num_tokens` tokens of a request, after those it has cached."""
+    """The next `num_tokens` tokens of a request, after those it has cached: all of its prompt, or all generated."""
 
     request: Request
     num_tokens: int
+
+    @property
+    def is_prompt(self) -> bool:
+        return self.request.num_computed_tokens < len(self.request.prompt_token_ids)
 
 
 class Scheduler:
@@ -49,7 +53,7 @@ class Scheduler:
         index = 0
         while index < len(self.running) and budget:
             request = self.running[index]
-            size = min(budget, request.num_tokens - request.num_computed_tokens)
+            size = min(budget, _next_tokens(request))
             if self._make_room(request, size):
                 chunks.append(Chunk(request, size))
                 budget -= size
@@ -60,7 +64,7 @@ class Scheduler:
             if self.cache.pages_for(request.num_tokens) > self.pool.num_free:
                 break
             self.running.append(self.waiting.popleft())
-            size = min(budget, request.num_tokens)
+            size = min(budget, _next_tokens(request))
             self._make_room(request, size)
             chunks.append(Chunk(request, size))
             budget -= size
@@ -95,3 +99,10 @@ class Scheduler:
         self.pool.release(request.pages)
         request.pages = []
         request.num_computed_tokens = 0
+
+
+def _next_tokens(request: Request) -> int:
+    """Tokens that may be computed next: to the end of the prompt, or all that were generated (after a preemption)."""
+    prompt = len(request.prompt_token_ids)
+    end = prompt if request.num_computed_tokens < prompt else request.num_tokens
+    return end - request.num_computed_tokens

@@ -2,6 +2,7 @@
 
 from tapwater.model.balance import Balance, BalanceConfig, BalanceLosses, update_bias
 from tapwater.model.context import AttentionContext, CacheView, Sequences
+from tapwater.model.packed import PackedTransformer, PackedWeights
 from tapwater.model.transformer import Ahead, Output, Transformer
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "BalanceLosses",
     "CacheView",
     "Output",
+    "PackedTransformer",
+    "PackedWeights",
     "Sequences",
     "Transformer",
     "update_bias",

@@ -34,6 +34,10 @@ class CacheView:
     Request b brings `query_lengths[b]` new tokens, consecutive in the flat token order; after the step it has
     `context_lengths[b]` tokens cached. Token t's entry goes to `slots_T[t]` = page * S + offset. A page holds, per
     slot, keys and values of all heads (grouped attention) or the latent and the rope key (MLA).
+
+    The first `num_generating` requests compute tokens they generated, the others tokens of their prompts. Native MLA
+    takes the absorbed form for the former and the expanded for the latter: a property of the token, not of its chunk,
+    so that chunking cannot change a result.
     """
 
     pages_LPSX: Tensor
@@ -41,6 +45,7 @@ class CacheView:
     slots_T: Tensor
     query_lengths: tuple[int, ...]
     context_lengths: tuple[int, ...]
+    num_generating: int = 0
 
     def select(self, wanted: Callable[[int, int], bool]) -> "CachePart | None":
         """The requests for which `wanted(query_length, context_length)` holds, or None if there is none."""

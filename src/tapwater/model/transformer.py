@@ -109,6 +109,11 @@ class Transformer(nn.Module):
                 losses.append(loss)
         return Output(self.norm(x_TD), sum_losses(losses) if losses else None)
 
+    def new_pages(self, num_pages: int, page_size: int) -> Tensor:
+        """An empty cache in the dtype of the weights: [L, P, S, X]."""
+        shape = (self.config.num_hidden_layers, num_pages, page_size, self.config.kv_elements_per_token_per_layer)
+        return torch.zeros(shape, dtype=self.embed_tokens.weight.dtype)
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Next-token logits [R, vocab_size] in float32, for as many rows as are wanted."""
         return ops.linear(hidden_RD, self.lm_head.weight).float()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own customary name
 from torch import Tensor
 
-from tapwater.ops.quant import GROUP, PackedWeight, unpack
+from tapwater.ops.quant import GROUP, Format, PackedWeight, unpack
 
 
 def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
@@ -20,7 +20,12 @@ def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 def packed_linear(x_TI: Tensor, weight: PackedWeight) -> Tensor:
-    """x @ weight^T in float32, x rounded to 8 bits: per row and group of 32, 127 steps to the largest magnitude."""
+    """x @ weight^T in float32, x rounded first: to bfloat16 for bf16 weights, else to 8 bits.
+
+    8 bits means 127 steps to the largest magnitude of each row and group of 32.
+    """
+    if weight.format is Format.BF16:
+        return F.linear(x_TI.bfloat16().float(), unpack(weight))
     padded = F.pad(x_TI.float(), (0, -weight.columns % GROUP)).unflatten(-1, (-1, GROUP))
     largest = padded.abs().amax(-1, keepdim=True)
     # a true division, as the kernels do: torch makes `127 / tensor` a product with the reciprocal
@@ -28,6 +33,11 @@ def packed_linear(x_TI: Tensor, weight: PackedWeight) -> Tensor:
     steps = (padded * inverse).round()
     rounded = (steps * (largest / 127)).flatten(-2)[:, : weight.columns]
     return F.linear(rounded, unpack(weight))
+
+
+def packed_swiglu(x_TD: Tensor, gate: PackedWeight, up: PackedWeight, down: PackedWeight) -> Tensor:
+    """down(silu(gate x) * up x) of packed matrices."""
+    return packed_linear(F.silu(packed_linear(x_TD, gate)) * packed_linear(x_TD, up), down)
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

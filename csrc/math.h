@@ -1,0 +1,59 @@
+// Vector mathematics shared by the kernels of one instruction set.
+#pragma once
+
+#include "simd.h"
+
+namespace tw {
+
+inline __attribute__((always_inline)) f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
+inline __attribute__((always_inline)) f32x16 minimum(f32x16 a, f32x16 b) { return a < b ? a : b; }
+
+inline __attribute__((always_inline)) f32x16 magnitude(f32x16 x) { return (f32x16)((i32x16)x & splat(0x7fffffff)); }
+
+// One order of summation for every instruction set.
+inline __attribute__((always_inline)) float sum_lanes(f32x16 x) {
+    float total = 0;
+    for (int lane = 0; lane < kLanes; ++lane) total += x[lane];
+    return total;
+}
+
+inline __attribute__((always_inline)) float largest_lane(f32x16 x) {
+    float largest = x[0];
+    for (int lane = 1; lane < kLanes; ++lane) largest = x[lane] > largest ? x[lane] : largest;
+    return largest;
+}
+
+// e^x to about one unit in the seventh digit for x in -87..88, where it is clamped: 2^n times a polynomial on
+// [-ln2/2, ln2/2]. NaN stays NaN.
+inline __attribute__((always_inline)) f32x16 exponential(f32x16 x) {
+    x = x < splat(-87.0f) ? splat(-87.0f) : x;
+    x = x > splat(88.0f) ? splat(88.0f) : x;
+    const f32x16 shifted = x * splat(1.44269504f) + splat(12582912.0f);  // adding 1.5 * 2^23 rounds to an integer
+    const f32x16 n = shifted - splat(12582912.0f);
+    const f32x16 r = x - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
+    f32x16 p = splat(1.9875691500e-4f);
+    p = p * r + splat(1.3981999507e-3f);
+    p = p * r + splat(8.3334519073e-3f);
+    p = p * r + splat(4.1665795894e-2f);
+    p = p * r + splat(1.6666665459e-1f);
+    p = p * r + splat(5.0000001201e-1f);
+    p = p * r * r + r + splat(1.0f);
+    const i32x16 power = ((i32x16)shifted - splat(0x4b400000) + splat(127)) << 23;
+    return p * (f32x16)power;
+}
+
+// The nearest integers, ties to even; |x| must stay below 2^22.
+inline __attribute__((always_inline)) i32x16 nearest(f32x16 x) {
+    return (i32x16)(x + splat(12582912.0f)) - splat(0x4b400000);
+}
+
+// bfloat16 of x in the low half of each lane: to nearest, ties to even; NaN stays NaN.
+inline __attribute__((always_inline)) u32x16 to_bfloat16(f32x16 x) {
+    const u32x16 bits = (u32x16)x;
+    const u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return x == x ? rounded : (bits >> 16) | 0x40;
+}
+
+inline __attribute__((always_inline)) f32x16 from_bfloat16(u32x16 low_halves) { return (f32x16)(low_halves << 16); }
+
+}  // namespace tw

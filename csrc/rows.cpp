@@ -1,0 +1,89 @@
+// What is done to one row at a time. Compiled once per instruction set (TW_ISA), so nothing of the standard library's
+// templates is used here: the linker would keep one copy, of whichever set.
+#include <cmath>
+
+#include "kernels.h"
+#include "math.h"
+#include "rows.h"
+
+namespace tw {
+namespace TW_ISA {
+
+void normalise(const float* x, const float* weight, int64_t columns, float eps, float* y) {
+    f32x16 squares = {};
+    int64_t i = 0;
+    for (; i + kLanes <= columns; i += kLanes) squares += load<f32x16>(x + i) * load<f32x16>(x + i);
+    float total = sum_lanes(squares);
+    for (; i < columns; ++i) total += x[i] * x[i];
+    const float factor = 1 / std::sqrt(total / float(columns) + eps);
+    for (i = 0; i + kLanes <= columns; i += kLanes)
+        store(y + i, load<f32x16>(weight + i) * (load<f32x16>(x + i) * splat(factor)));
+    for (; i < columns; ++i) y[i] = weight[i] * (x[i] * factor);
+}
+
+void quantise(const float* x, int64_t columns, const Activations& out, int64_t row) {
+    for (int64_t group = 0; group < out.groups; ++group) {
+        const int64_t count = columns - group * kGroup < kGroup ? columns - group * kGroup : kGroup;
+        float padded[kGroup] = {};
+        const float* from = x + group * kGroup;
+        if (count < kGroup) from = static_cast<const float*>(std::memcpy(padded, from, count * sizeof(float)));
+        write_group(load<f32x16>(from), load<f32x16>(from + kLanes), out, row, group);
+    }
+}
+
+void rotate_half(float* x, int64_t width, const float* cos, const float* sin) {
+    const int64_t half = width / 2;
+    for (int64_t i = 0; i < half; ++i) {
+        const float low = x[i], high = x[i + half];
+        x[i] = low * cos[i] - high * sin[i];
+        x[i + half] = high * cos[i] + low * sin[i];
+    }
+}
+
+void rotate_interleaved(float* x, int64_t width, const float* cos, const float* sin) {
+    for (int64_t i = 0; i < width / 2; ++i) {
+        const float even = x[2 * i], odd = x[2 * i + 1];
+        x[2 * i] = even * cos[i] - odd * sin[i];
+        x[2 * i + 1] = odd * cos[i] + even * sin[i];
+    }
+}
+
+static float dot(const float* a, const float* b, int64_t width) {
+    f32x16 even = {}, odd = {};
+    int64_t i = 0;
+    for (; i + 2 * kLanes <= width; i += 2 * kLanes) {
+        even += load<f32x16>(a + i) * load<f32x16>(b + i);
+        odd += load<f32x16>(a + i + kLanes) * load<f32x16>(b + i + kLanes);
+    }
+    float total = sum_lanes(even + odd);
+    for (; i < width; ++i) total += a[i] * b[i];
+    return total;
+}
+
+void affinities(const float* x, int64_t columns, const float* gate, int64_t experts, float* logits) {
+    for (int64_t e = 0; e < experts; ++e) logits[e] = dot(x, gate + e * columns, columns);
+}
+
+void unpack_row(const Matrix& matrix, int64_t row, float* y) {
+    const uint8_t* block = matrix.blocks + row / kLanes * matrix.row_block_bytes();
+    const int64_t lane = row % kLanes, block_bytes = matrix.row_block_bytes() / matrix.groups();
+    for (int64_t column = 0; column < matrix.columns; ++column) {
+        const uint8_t* at = block + column / kGroup * block_bytes;
+        const int64_t k = column % kGroup;
+        if (matrix.format == kBf16) {
+            const uint32_t bits = uint32_t(load<uint16_t>(at + ((k / 2 * kLanes + lane) * 2 + k % 2) * 2)) << 16;
+            std::memcpy(y + column, &bits, sizeof bits);
+            continue;
+        }
+        const bool wide = matrix.format == kQ8;
+        const int64_t vector = k / 4, byte = (wide ? vector : vector % 4) * 64 + lane * 4 + k % 4;
+        const uint8_t* halves = at + (wide ? 512 : 256);
+        const float scale = half_to_float(load<uint16_t>(halves + 2 * lane));
+        const int q = wide ? int8_t(at[byte]) : (vector < 4 ? at[byte] & 15 : at[byte] >> 4) - (matrix.format == kQ4 ? 8 : 0);
+        y[column] = scale * float(q);
+        if (matrix.format == kQ4Min) y[column] += half_to_float(load<uint16_t>(halves + 32 + 2 * lane));
+    }
+}
+
+}  // namespace TW_ISA
+}  // namespace tw

@@ -1,0 +1,153 @@
+"""The same model with packed weights, computed by native kernels: a whole step is one call.
+
+It serves and scores, and is not differentiable: training and changing the architecture happen in `Transformer`, which
+is also its specification. Hidden states and logits are bit-identical for a request whatever shares its step, however
+its prompt is cut into chunks, and on any number of threads.
+"""
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tapwater.config import ModelConfig
+from tapwater.model.attention import LATENT_NORM_EPS
+from tapwater.model.context import CacheView
+from tapwater.model.rope import rotation, softmax_scale
+from tapwater.model.transformer import Output
+from tapwater.ops.cache_format import CacheFormat, entry_bytes
+from tapwater.ops.native import Kernels
+from tapwater.ops.native_model import NativeModel, Step
+from tapwater.ops.quant import PackedWeight
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Weights by the names of Transformer's state dict: packed matrices, and float32 norms and gates.
+
+    Routed experts are stacks ("layers.3.mlp.experts.gate_proj"). MLA's kv_b_proj is three stacks over heads:
+    "key_up" [C x N] (W_UK transposed, for the absorbed form), "kv_b_key" [N x C] and "kv_b_value" [V x C].
+    """
+
+    matrices: Mapping[str, PackedWeight]
+    tensors: Mapping[str, Tensor]
+
+
+class PackedTransformer:
+    """`threads` threads compute; the cache is kept in `cache_format`. For one calling thread at a time; close it."""
+
+    def __init__(self, config: ModelConfig, weights: PackedWeights, threads: int, cache_format: CacheFormat) -> None:
+        self.config = config
+        self.cache_format = cache_format
+        self.kernels = Kernels(threads)
+        self._weights = weights
+        self._native = self._with_positions(min(4096, config.max_position_embeddings))
+
+    def close(self) -> None:
+        """End the threads."""
+        self.kernels.close()
+
+    def new_pages(self, num_pages: int, page_size: int) -> Tensor:
+        """An empty cache: bytes [L, P, S, bytes of an entry]."""
+        size = entry_bytes(self.cache_format, segment_widths(self.config))
+        return torch.zeros(self.config.num_hidden_layers, num_pages, page_size, size, dtype=torch.uint8)
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> Output:
+        """Hidden states [T, D] of a step's tokens; their cache entries are written."""
+        _check(self.config, tokens_T, positions_T, view)
+        positions = int(positions_T.max()) + 1
+        if positions > self._positions:
+            self._native = self._with_positions(min(2 * positions, self.config.max_position_embeddings))
+        pages = view.pages_LPSX
+        queries, contexts = torch.tensor(view.query_lengths), torch.tensor(view.context_lengths)
+        step = Step(
+            tokens=len(tokens_T),
+            token_ids=tokens_T.data_ptr(),
+            positions=positions_T.data_ptr(),
+            slots=view.slots_T.data_ptr(),
+            requests=len(view.query_lengths),
+            absorbed=view.num_generating,
+            query_lengths=queries.data_ptr(),
+            context_lengths=contexts.data_ptr(),
+            page_table=view.page_table_BP.data_ptr(),
+            pages_per_request=view.page_table_BP.shape[1],
+            pages=pages.data_ptr(),
+            cache_format=self.cache_format.number,
+            page_size=pages.shape[2],
+            entry_bytes=pages.shape[3],
+            layer_bytes=pages.stride(0),
+        )
+        hidden_TD = torch.empty(len(tokens_T), self.config.hidden_size)
+        kernels = self.kernels
+        kernels.check(
+            kernels.library.tw_forward(
+                kernels.runner, ctypes.byref(self._native.struct), ctypes.byref(step), hidden_TD.data_ptr()
+            )
+        )
+        return Output(hidden_TD, None)
+
+    __call__ = forward
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """Next-token logits [R, vocab_size] in float32."""
+        hidden_RD = hidden_RD.contiguous()
+        logits_RW = torch.empty(hidden_RD.shape[0], self.config.vocab_size)
+        kernels = self.kernels
+        struct = ctypes.byref(self._native.struct)
+        kernels.check(
+            kernels.library.tw_logits(
+                kernels.runner, struct, hidden_RD.data_ptr(), hidden_RD.shape[0], logits_RW.data_ptr()
+            )
+        )
+        return logits_RW
+
+    def _with_positions(self, positions: int) -> NativeModel:
+        self._positions = positions
+        turned = rotation(self.config, torch.arange(positions))
+        return NativeModel(
+            self.config,
+            self._weights.matrices,
+            self._weights.tensors,
+            softmax_scale(self.config),
+            LATENT_NORM_EPS,
+            turned.cos.contiguous(),
+            turned.sin.contiguous(),
+        )
+
+
+def segment_widths(config: ModelConfig) -> tuple[int, ...]:
+    """What a cache entry is made of: keys then values of every head, or the latent and the rope key."""
+    if config.is_mla:
+        return config.mla.kv_lora_rank, config.mla.qk_rope_head_dim
+    return (config.attention_head_dim,) * (2 * config.num_key_value_heads)
+
+
+def _check(config: ModelConfig, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> None:
+    """ValueError for whatever would make the kernels read or write past an array."""
+    total = sum(view.query_lengths)
+    if not total == len(tokens_T) == len(positions_T) == len(view.slots_T) or not total:
+        raise ValueError(
+            f"{len(tokens_T)} tokens, {len(positions_T)} positions, {len(view.slots_T)} slots and lengths that add up "
+            f"to {total} disagree"
+        )
+    for tensor in (tokens_T, positions_T, view.slots_T, view.page_table_BP):
+        if tensor.dtype != torch.int64 or not tensor.is_contiguous():
+            raise ValueError("tokens, positions, slots and the page table must be contiguous int64")
+    pages = view.pages_LPSX
+    if pages.dtype != torch.uint8 or not pages.is_contiguous() or pages.shape[0] != config.num_hidden_layers:
+        raise ValueError("the cache must come from new_pages of this model")
+    for name, tensor, size in (
+        ("token", tokens_T, config.vocab_size),
+        ("position", positions_T, config.max_position_embeddings),
+        ("slot", view.slots_T, pages.shape[1] * pages.shape[2]),
+        ("page", view.page_table_BP, pages.shape[1]),
+    ):
+        low, high = torch.aminmax(tensor)
+        if int(low) < 0 or int(high) >= size:
+            raise ValueError(f"{name} {int(low if int(low) < 0 else high)} is outside 0..{size - 1}")
+    room = view.page_table_BP.shape[1] * pages.shape[2]
+    lengths = zip(view.query_lengths, view.context_lengths, strict=True)
+    if len(view.query_lengths) != len(view.page_table_BP) or any(not 0 < q <= c <= room for q, c in lengths):
+        raise ValueError(f"a request needs 0 < query length <= context length <= {room}, the tokens its pages hold")
