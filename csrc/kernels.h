@@ -33,13 +33,20 @@ struct Matrix {
 // x = scale * q per row and group of 32, with the group's sum of q beside it. Rows lie in tiles of eight, and within a
 // tile by group, so that a kernel walks all arrays front to back and reaches every row of a group at a fixed offset:
 // q and half are [tiles, groups, 8, 32], scale and sum are [tiles, groups, 8].
+//
+// A row's kOutliers largest numbers can be kept in float, `outlier` saying where: in the q's they are zero. A few channels
+// of a residual stream are often hundreds of times larger than the others and would take the steps of their group away
+// from its 31 others.
 constexpr int64_t kTileRows = 8;
+constexpr int64_t kOutliers = 4;
 
 struct Activations {
     int8_t* q;
     float* scale;
     int32_t* sum;
     uint16_t* half;
+    int32_t* outlier;  // [rows, kOutliers] columns, or null
+    float* outlier_value;
     int64_t rows, groups;
 };
 

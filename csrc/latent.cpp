@@ -17,7 +17,7 @@ Activations* quantised_heads(Run& run, const float* x, int64_t rows, int64_t hea
                              int64_t stride, const Matrix& matrix) {
     Activations* out = run.scratch.take<Activations>(heads);
     for (int64_t head = 0; head < heads; ++head)
-        out[head] = take_activations(run, rows, columns, is_integer(matrix), is_bfloat16(matrix));
+        out[head] = take_activations(run, rows, columns, is_integer(matrix), is_bfloat16(matrix), true);
     parallel_ranges(run.pool, heads, [&](int64_t begin, int64_t end) {
         for (int64_t head = begin; head < end; ++head)
             for (int64_t row = 0; row < rows; ++row)
@@ -65,7 +65,7 @@ Context read_context(Run& run, const Model& model, const Layer& layer, const Pag
     const int64_t rank = model.kv_lora_rank, tiles = (context + kTileRows - 1) / kTileRows;
     const int64_t width = padded_lanes(rank) + padded_lanes(model.rope);
     const Context out{take_activations(run, context, rank, is_integer(layer.kv_key) || is_integer(layer.kv_value),
-                                       is_bfloat16(layer.kv_key) || is_bfloat16(layer.kv_value)),
+                                       is_bfloat16(layer.kv_key) || is_bfloat16(layer.kv_value), true),
                       run.scratch.take<float>(context * model.rope)};
     float* rows = run.scratch.take<float>(run.pool.threads() * width);
     const AttentionKernels& kernels = *run.kernels.attention;
@@ -89,7 +89,14 @@ Context read_context(Run& run, const Model& model, const Layer& layer, const Pag
 // Positions begin..end of a context: a split is a multiple of the tile of activations.
 Activations slice(const Activations& x, int64_t begin, int64_t end) {
     const int64_t at = begin / kTileRows * x.groups * kTileRows;
-    return {x.q ? x.q + at * 32 : nullptr, x.scale + at, x.sum + at, x.half ? x.half + at * 32 : nullptr, end - begin, x.groups};
+    Activations part{};
+    part.rows = end - begin, part.groups = x.groups;
+    if (x.q) {
+        part.q = x.q + at * 32, part.scale = x.scale + at, part.sum = x.sum + at;
+        part.outlier = x.outlier + begin * kOutliers, part.outlier_value = x.outlier_value + begin * kOutliers;
+    }
+    if (x.half) part.half = x.half + at * 32;
+    return part;
 }
 
 // Keys and values of every head are rebuilt from one request's latents, split by split, and attended to by its queries:

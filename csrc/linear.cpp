@@ -32,11 +32,27 @@ static inline __attribute__((always_inline)) void unpack(const uint8_t* block, u
     }
 }
 
+// Column `column` of sixteen rows, as floats.
+template <Format F>
+static inline __attribute__((always_inline)) f32x16 column_of(const uint8_t* row_block, int32_t column) {
+    const uint8_t* block = row_block + column / kGroup * kBytes<F>;
+    const int k = column % kGroup, vector = k / 4, byte = k % 4;
+    const uint16_t* halves = (const uint16_t*)(block + (F == kQ8 ? kBlockQ8 : kBlockQ4));
+    if (F == kQ8) {
+        const i32x16 q = load<i32x16>(block + 64 * vector) << (24 - 8 * byte);
+        return load_half(halves) * to_float(q >> 24);
+    }
+    const i32x16 q = (load<i32x16>(block + 64 * (vector % 4)) >> (8 * byte + vector / 4 * 4)) & 15;
+    if (F == kQ4) return load_half(halves) * to_float(q - 8);
+    return load_half(halves) * to_float(q) + load_half(halves + kLanes);
+}
+
 // M rows of x against one row-block: every row sees the same operations in the same order whatever M is, so a row's
 // result does not depend on its neighbours.
 template <Format F, int M>
-static inline __attribute__((always_inline)) void integer_tile(const uint8_t* block, const Activations& x, int64_t tile,
+static inline __attribute__((always_inline)) void integer_tile(const uint8_t* row_block, const Activations& x, int64_t tile,
                                                                f32x16 out[M]) {
+    const uint8_t* block = row_block;
     const int8_t* q = x.q + tile * x.groups * kTileRows * kGroup;
     const float* scale = x.scale + tile * x.groups * kTileRows;
     const int32_t* sum = x.sum + tile * x.groups * kTileRows;
@@ -68,6 +84,14 @@ static inline __attribute__((always_inline)) void integer_tile(const uint8_t* bl
         q += kTileRows * kGroup;
         scale += kTileRows;
         sum += kTileRows;
+    }
+    if (x.outlier) {
+        const int32_t* outlier = x.outlier + tile * kTileRows * kOutliers;
+        const float* value = x.outlier_value + tile * kTileRows * kOutliers;
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+            for (int64_t i = m * kOutliers; i < (m + 1) * kOutliers; ++i)
+                acc[m] += column_of<F>(row_block, outlier[i]) * splat(value[i]);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) out[m] = acc[m];
@@ -177,7 +201,10 @@ static void gate_up_of(const Matrix& gate, const Matrix& up, int64_t index, cons
                 tile_rows<F>(up.at(index) + offset, x, tile, rows, u);
                 for (int64_t m = 0; m < rows; ++m) h[half][m] = silu(g[m]) * u[m];
             }
-            for (int64_t m = 0; m < rows; ++m) write_group(h[0][m], h[1][m], out, tile * kTileRows + m, group);
+            for (int64_t m = 0; m < rows; ++m) {
+                if (out.half) write_bfloat16(h[0][m], h[1][m], out, tile * kTileRows + m, group);
+                if (out.q) write_integers(h[0][m], h[1][m], out, tile * kTileRows + m, group);
+            }
         }
 }
 

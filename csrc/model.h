@@ -70,8 +70,8 @@ struct Product {
     Output out;
 };
 
-// Room for rows of `columns` numbers, 8-bit, bfloat16 or both.
-Activations take_activations(Run& run, int64_t rows, int64_t columns, bool integer, bool bfloat16);
+// Room for rows of `columns` numbers, 8-bit, bfloat16 or both; `outliers` in float beside the 8-bit ones.
+Activations take_activations(Run& run, int64_t rows, int64_t columns, bool integer, bool bfloat16, bool outliers);
 // x [rows, columns] with `stride` floats a row, quantised.
 Activations quantised(Run& run, const float* x, int64_t rows, int64_t columns, int64_t stride, bool integer, bool bfloat16);
 // norm(x) of every row [rows, columns] quantised, and in float at `normed`.

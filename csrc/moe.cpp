@@ -63,6 +63,9 @@ void copy_row(const Activations& from, int64_t row, const Activations& to, int64
         }
         if (to.half) std::copy_n(from.half + source * 32, 32, to.half + target * 32);
     }
+    if (!to.outlier) return;
+    std::copy_n(from.outlier + row * kOutliers, kOutliers, to.outlier + to_row * kOutliers);
+    std::copy_n(from.outlier_value + row * kOutliers, kOutliers, to.outlier_value + to_row * kOutliers);
 }
 
 // f(job, begin, end) over pieces of every job's 0..size(job), taken as one range.
@@ -102,8 +105,8 @@ void moe_block(Run& run, const Model& model, const Layer& layer, int64_t tokens,
         if (!rows) continue;
         const Matrix &gate = layer.expert_gate, &down = layer.expert_down;
         jobs[count++] = {&gate, &layer.expert_up, &down, e,
-                         take_activations(run, rows, width, is_integer(gate), is_bfloat16(gate)),
-                         take_activations(run, rows, down.columns, is_integer(down), is_bfloat16(down)),
+                         take_activations(run, rows, width, is_integer(gate), is_bfloat16(gate), true),
+                         take_activations(run, rows, down.columns, is_integer(down), is_bfloat16(down), false),
                          grouping.token + first, grouping.weight + first};
     }
     parallel(run.pool, count, [&](int64_t i) {
@@ -111,7 +114,8 @@ void moe_block(Run& run, const Model& model, const Layer& layer, int64_t tokens,
     });
     if (layer.gate.rows)
         jobs[count++] = {&layer.gate, &layer.up, &layer.down, 0, input,
-                         take_activations(run, tokens, layer.down.columns, is_integer(layer.down), is_bfloat16(layer.down)),
+                         take_activations(run, tokens, layer.down.columns, is_integer(layer.down),
+                                          is_bfloat16(layer.down), false),
                          nullptr, nullptr};
 
     for_pieces(

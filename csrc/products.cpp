@@ -3,13 +3,19 @@
 
 namespace tw {
 
-Activations take_activations(Run& run, int64_t rows, int64_t columns, bool integer, bool bfloat16) {
+Activations take_activations(Run& run, int64_t rows, int64_t columns, bool integer, bool bfloat16, bool outliers) {
     const int64_t groups = (columns + 31) / 32, padded = (rows + kTileRows - 1) / kTileRows * kTileRows * groups;
-    Activations x{nullptr, nullptr, nullptr, nullptr, rows, groups};
+    Activations x{};
+    x.rows = rows, x.groups = groups;
     if (integer) {
         x.q = run.scratch.take<int8_t>(padded * 32);
         x.scale = run.scratch.take<float>(padded);
         x.sum = run.scratch.take<int32_t>(padded);
+    }
+    if (integer && outliers) {
+        const int64_t count = (rows + kTileRows - 1) / kTileRows * kTileRows * kOutliers;
+        x.outlier = run.scratch.take<int32_t>(count);
+        x.outlier_value = run.scratch.take<float>(count);
     }
     if (bfloat16) x.half = run.scratch.take<uint16_t>(padded * 32);
     return x;
@@ -25,14 +31,14 @@ static void for_rows(Run& run, int64_t rows, F&& f) {
 }
 
 Activations quantised(Run& run, const float* x, int64_t rows, int64_t columns, int64_t stride, bool integer, bool bfloat16) {
-    const Activations out = take_activations(run, rows, columns, integer, bfloat16);
+    const Activations out = take_activations(run, rows, columns, integer, bfloat16, true);
     for_rows(run, rows, [&](int64_t row) { run.kernels.quantise(x + row * stride, columns, out, row); });
     return out;
 }
 
 Activations normalised(Run& run, const float* x, const float* weight, int64_t rows, int64_t columns, double eps,
                        float* normed, bool integer, bool bfloat16) {
-    const Activations out = take_activations(run, rows, columns, integer, bfloat16);
+    const Activations out = take_activations(run, rows, columns, integer, bfloat16, true);
     for_rows(run, rows, [&](int64_t row) {
         run.kernels.normalise(x + row * columns, weight, columns, float(eps), normed + row * columns);
         run.kernels.quantise(normed + row * columns, columns, out, row);
@@ -55,7 +61,7 @@ void multiply(Run& run, const Product* products, int64_t count) {
 }
 
 void swiglu(Run& run, const Matrix& gate, const Matrix& up, const Matrix& down, const Activations& x, const Output& out) {
-    const Activations hidden = take_activations(run, x.rows, down.columns, is_integer(down), is_bfloat16(down));
+    const Activations hidden = take_activations(run, x.rows, down.columns, is_integer(down), is_bfloat16(down), false);
     parallel_ranges(run.pool, hidden.groups,
                     [&](int64_t begin, int64_t end) { run.kernels.gate_up(gate, up, 0, x, begin, end, hidden); });
     const Product product{&down, 0, hidden, out};

@@ -21,13 +21,58 @@ void normalise(const float* x, const float* weight, int64_t columns, float eps, 
     for (; i < columns; ++i) y[i] = weight[i] * (x[i] * factor);
 }
 
+// The columns of the kOutliers largest magnitudes, largest first, ties to the lower column; rows shorter than that
+// name column 0 with value 0.
+static void find_outliers(const float* x, int64_t columns, int32_t* outlier, float* value) {
+    for (int64_t found = 0; found < kOutliers; ++found) {
+        f32x16 best = {};
+        i32x16 where = {};
+        i32x16 lane_column;
+        for (int lane = 0; lane < kLanes; ++lane) lane_column[lane] = lane;
+        const auto look = [&](f32x16 values, int64_t first) {
+            f32x16 size = magnitude(values);
+            const i32x16 column = lane_column + splat(int32_t(first));
+            for (int64_t before = 0; before < found; ++before) size = column == splat(outlier[before]) ? splat(0.0f) : size;
+            where = size > best ? column : where;
+            best = maximum(size, best);
+        };
+        int64_t i = 0;
+        for (; i + kLanes <= columns; i += kLanes) look(load<f32x16>(x + i), i);
+        if (i < columns) {
+            f32x16 tail = {};
+            std::memcpy(&tail, x + i, (columns - i) * sizeof(float));
+            look(tail, i);
+        }
+        int32_t column = 0;
+        float largest = 0;
+        for (int lane = 0; lane < kLanes; ++lane)
+            if (best[lane] > largest || (best[lane] == largest && largest > 0 && where[lane] < column))
+                largest = best[lane], column = where[lane];
+        outlier[found] = column;
+        value[found] = largest > 0 ? x[column] : 0;
+    }
+}
+
 void quantise(const float* x, int64_t columns, const Activations& out, int64_t row) {
+    const int32_t* outlier = nullptr;
+    const float* value = nullptr;
+    if (out.outlier) {
+        outlier = out.outlier + row * kOutliers, value = out.outlier_value + row * kOutliers;
+        find_outliers(x, columns, out.outlier + row * kOutliers, out.outlier_value + row * kOutliers);
+    }
     for (int64_t group = 0; group < out.groups; ++group) {
         const int64_t count = columns - group * kGroup < kGroup ? columns - group * kGroup : kGroup;
-        float padded[kGroup] = {};
-        const float* from = x + group * kGroup;
-        if (count < kGroup) from = static_cast<const float*>(std::memcpy(padded, from, count * sizeof(float)));
-        write_group(load<f32x16>(from), load<f32x16>(from + kLanes), out, row, group);
+        float values[kGroup] = {};
+        std::memcpy(values, x + group * kGroup, count * sizeof(float));
+        f32x16 low = load<f32x16>(values), high = load<f32x16>(values + kLanes);
+        if (out.half) write_bfloat16(low, high, out, row, group);
+        if (!out.q) continue;
+        if (outlier) {
+            for (int64_t i = 0; i < kOutliers; ++i)
+                if (outlier[i] / kGroup == group && value[i] != 0) values[outlier[i] % kGroup] = 0;
+            low = load<f32x16>(values), high = load<f32x16>(values + kLanes);
+        }
+        write_integers(low, high, out, row, group);
     }
 }
 

@@ -14,18 +14,23 @@ void rotate_interleaved(float* x, int64_t width, const float* cos, const float* 
 void affinities(const float* x, int64_t columns, const float* gate, int64_t experts, float* logits);
 void unpack_row(const Matrix& matrix, int64_t row, float* y);
 
-// 32 values as group `group` of row `row`. The 8-bit scale is the largest magnitude over 127, rounding is to nearest,
-// ties to even; NaN makes the scale NaN.
-static inline __attribute__((always_inline)) void write_group(f32x16 low, f32x16 high, const Activations& out, int64_t row,
-                                                              int64_t group) {
-    const int64_t at = (row / kTileRows * out.groups + group) * kTileRows + row % kTileRows;
-    if (out.half) {
-        store(out.half + at * kGroup, __builtin_convertvector(to_bfloat16(low), u16x16));
-        store(out.half + at * kGroup + kLanes, __builtin_convertvector(to_bfloat16(high), u16x16));
-    }
-    if (!out.q) return;
-    const f32x16 magnitudes = maximum(magnitude(low), magnitude(high));
-    float largest = largest_lane(magnitudes);
+static inline int64_t group_at(const Activations& out, int64_t row, int64_t group) {
+    return (row / kTileRows * out.groups + group) * kTileRows + row % kTileRows;
+}
+
+// 32 values as group `group` of row `row`.
+static inline __attribute__((always_inline)) void write_bfloat16(f32x16 low, f32x16 high, const Activations& out,
+                                                                 int64_t row, int64_t group) {
+    uint16_t* to = out.half + group_at(out, row, group) * kGroup;
+    store(to, __builtin_convertvector(to_bfloat16(low), u16x16));
+    store(to + kLanes, __builtin_convertvector(to_bfloat16(high), u16x16));
+}
+
+// The scale is the largest magnitude over 127, rounding is to nearest, ties to even; NaN makes the scale NaN.
+static inline __attribute__((always_inline)) void write_integers(f32x16 low, f32x16 high, const Activations& out,
+                                                                 int64_t row, int64_t group) {
+    const int64_t at = group_at(out, row, group);
+    const float largest = largest_lane(maximum(magnitude(low), magnitude(high)));
     const float inverse = largest > 0 ? 127 / largest : 0;
     const i32x16 first = nearest(low * splat(inverse)), second = nearest(high * splat(inverse));
     store(out.q + at * kGroup, __builtin_convertvector(first, i8x16));

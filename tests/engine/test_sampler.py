@@ -14,8 +14,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tapwater.engine.request import Request, SamplingParams
+from tapwater.engine.request import Request, SamplingParams, TokenLogprobs
 from tapwater.engine.sampler import _adjusted, _candidates, sample
+
+
+def take(logits_W: torch.Tensor, request: Request) -> tuple[int, TokenLogprobs | None]:
+    return sample(logits_W, int(logits_W.argmax()), request)
 
 
 def request(params: SamplingParams, prompt: list[int] | None = None, output: list[int] | None = None) -> Request:
@@ -98,7 +102,7 @@ def test_presence_and_frequency_follow_openais_formula() -> None:
 def test_draws_follow_the_distribution() -> None:
     row = logits(12, 3, spread=1.0)
     drawing = request(SamplingParams(top_k=8, seed=5))
-    counts = Counter(sample(row, drawing)[0] for _ in range(20_000))
+    counts = Counter(take(row, drawing)[0] for _ in range(20_000))
     expected = our_probs(row, drawing.params)
     assert set(counts) <= set(expected.nonzero().flatten().tolist())
     chi_square = sum((counts[i] - 20_000 * p) ** 2 / (20_000 * p) for i, p in enumerate(expected.tolist()) if p)
@@ -108,24 +112,24 @@ def test_draws_follow_the_distribution() -> None:
 def test_greedy_is_the_best_token_and_ignores_the_seed() -> None:
     rows = torch.stack([logits(100, seed) for seed in range(6)])
     requests = [request(SamplingParams(temperature=0, seed=seed, top_p=0.1)) for seed in range(6)]
-    assert [sample(*each)[0] for each in zip(rows, requests, strict=True)] == rows.argmax(-1).tolist()
+    assert [take(*each)[0] for each in zip(rows, requests, strict=True)] == rows.argmax(-1).tolist()
 
 
 def test_extreme_logits_draw_a_possible_token() -> None:
     row = torch.full((30,), -math.inf)
     row[11] = 0.0
     for settings in ({}, {"temperature": 0}, {"top_p": 0.5}, {"top_k": 5}, {"min_p": 0.3}, {"temperature": 1e-6}):
-        assert sample(row, request(SamplingParams(**settings)))[0] == 11
+        assert take(row, request(SamplingParams(**settings)))[0] == 11
     for temperature in (5e-324, 1e-308, 1e-30):
-        assert sample(logits(30, 0), request(SamplingParams(temperature=temperature)))[0] == int(logits(30, 0).argmax())
+        assert take(logits(30, 0), request(SamplingParams(temperature=temperature)))[0] == int(logits(30, 0).argmax())
     row[11] = 1e30
-    assert sample(row, request(SamplingParams(temperature=1e-6)))[0] == 11
+    assert take(row, request(SamplingParams(temperature=1e-6)))[0] == 11
 
 
 def test_logprobs_are_of_the_unmodified_distribution() -> None:
     row = logits(40, 1)
     params = SamplingParams(temperature=0, logit_bias={5: 100.0}, logprobs=3)
-    token, found = sample(row, request(params))
+    token, found = take(row, request(params))
     assert token == 5
     assert found is not None
     expected = row.log_softmax(-1)
@@ -133,6 +137,6 @@ def test_logprobs_are_of_the_unmodified_distribution() -> None:
     best = expected.topk(3)
     assert [token for token, _ in found.top] == best.indices.tolist()
     assert [value for _, value in found.top] == pytest.approx(best.values.tolist())
-    _, none_asked = sample(row, request(SamplingParams(temperature=0, logprobs=0)))
+    _, none_asked = take(row, request(SamplingParams(temperature=0, logprobs=0)))
     assert none_asked is not None
     assert none_asked.top == ()

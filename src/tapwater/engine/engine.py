@@ -105,12 +105,14 @@ class Engine:
             return []
         logits_RW = self.model.logits(hidden_TD[batch.rows_R])
         outputs: list[TokenOutput | RequestFailure] = []
-        for request, logits_W in zip(batch.sampling, logits_RW, strict=True):
-            if not logits_W.sum().isfinite():
+        finite = logits_RW.sum(dim=1).isfinite().tolist()
+        likeliest = logits_RW.argmax(dim=1).tolist()
+        for request, logits_W, is_finite, best in zip(batch.sampling, logits_RW, finite, likeliest, strict=True):
+            if not is_finite:
                 self.finish(request, FinishReason.ABORT)
                 outputs.append(RequestFailure(request.request_id, "the model's logits are not finite numbers"))
                 continue
-            token, logprobs = sample(logits_W, request)
+            token, logprobs = sample(logits_W, best, request)
             request.output_token_ids.append(token)
             reason = self._finish_reason(request, token)
             if reason is not None:

@@ -8,18 +8,29 @@ from tapwater.engine.request import Request, SamplingParams, TokenLogprobs
 TOP_P_FIRST_LOOK = 1024  # candidates sorted before the whole vocabulary is; an optimisation, the result is the same
 
 
-def sample(logits_W: Tensor, request: Request) -> tuple[int, TokenLogprobs | None]:
-    """The next token of a request and, where asked for, logprobs under the model's unmodified distribution."""
-    token = _draw(_adjusted(logits_W, request), request.params, request.generator)
-    wanted = request.params.logprobs
+def sample(logits_W: Tensor, likeliest: int, request: Request) -> tuple[int, TokenLogprobs | None]:
+    """The next token of a request and, where asked for, logprobs under the model's unmodified distribution.
+
+    `likeliest` is the token with the greatest logit, which the caller finds for all requests at once.
+    """
+    params = request.params
+    if params.temperature == 0 and not _is_adjusted(params):
+        token = likeliest
+    else:
+        token = _draw(_adjusted(logits_W, request), params, request.generator)
+    wanted = params.logprobs
     return token, None if wanted is None else _logprobs(logits_W, token, wanted)
+
+
+def _is_adjusted(params: SamplingParams) -> bool:
+    penalised = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
+    return bool(params.logit_bias or penalised)
 
 
 def _adjusted(logits_W: Tensor, request: Request) -> Tensor:
     """Logits after logit_bias and penalties."""
     params = request.params
-    penalised = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
-    if not params.logit_bias and not penalised:
+    if not _is_adjusted(params):
         return logits_W
     logits_W = logits_W.clone()
     if params.logit_bias:

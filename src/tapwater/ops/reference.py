@@ -13,31 +13,36 @@ from torch import Tensor
 
 from tapwater.ops.quant import GROUP, Format, PackedWeight, unpack
 
+OUTLIERS = 4  # largest numbers of a row that packed products keep in float
+
 
 def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     """x @ weight^T."""
     return F.linear(x_TI, weight_OI)
 
 
-def packed_linear(x_TI: Tensor, weight: PackedWeight) -> Tensor:
+def packed_linear(x_TI: Tensor, weight: PackedWeight, outliers: int = OUTLIERS) -> Tensor:
     """x @ weight^T in float32, x rounded first: to bfloat16 for bf16 weights, else to 8 bits.
 
-    8 bits means 127 steps to the largest magnitude of each row and group of 32.
+    8 bits means 127 steps to the largest magnitude of each row and group of 32; the `outliers` largest magnitudes of a
+    row stay as they are and take no part in that.
     """
     if weight.format is Format.BF16:
         return F.linear(x_TI.bfloat16().float(), unpack(weight))
-    padded = F.pad(x_TI.float(), (0, -weight.columns % GROUP)).unflatten(-1, (-1, GROUP))
+    x_TI = x_TI.float()
+    kept = x_TI.abs().topk(min(outliers, x_TI.shape[1]), dim=-1).indices
+    padded = F.pad(x_TI.scatter(-1, kept, 0.0), (0, -weight.columns % GROUP)).unflatten(-1, (-1, GROUP))
     largest = padded.abs().amax(-1, keepdim=True)
     # a true division, as the kernels do: torch makes `127 / tensor` a product with the reciprocal
     inverse = torch.where(largest > 0, torch.tensor(127.0) / largest, 0.0)
     steps = (padded * inverse).round()
     rounded = (steps * (largest / 127)).flatten(-2)[:, : weight.columns]
-    return F.linear(rounded, unpack(weight))
+    return F.linear(rounded.scatter(-1, kept, x_TI.gather(-1, kept)), unpack(weight))
 
 
 def packed_swiglu(x_TD: Tensor, gate: PackedWeight, up: PackedWeight, down: PackedWeight) -> Tensor:
-    """down(silu(gate x) * up x) of packed matrices."""
-    return packed_linear(F.silu(packed_linear(x_TD, gate)) * packed_linear(x_TD, up), down)
+    """down(silu(gate x) * up x) of packed matrices; between them no outliers are kept."""
+    return packed_linear(F.silu(packed_linear(x_TD, gate)) * packed_linear(x_TD, up), down, outliers=0)
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
