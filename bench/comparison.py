@@ -51,7 +51,11 @@ class Comparison:
         about = provenance()
         builds = {engine.name: engine.build for engine in engines}
         commands = {
-            workload.name: {engine.name: shlex.join(engine.command(workload)) for engine in engines}
+            workload.name: {
+                engine.name: shlex.join(engine.command(workload))
+                for engine in engines
+                if engine.name in self.speeds[workload.name]
+            }
             for workload in measured
         }
         console = Console()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import cyclopts
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, TokenType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,10 +28,10 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from tokenizers.pre_tokenizers import ByteLevel
 
+from metadata import metadata, tokenizer_metadata
 from tapwater.checkpoint import open_source, write_packed
-from tapwater.config import ModelConfig, RopeScaling, preset, replace_fields
+from tapwater.config import ModelConfig, preset, replace_fields
 from tapwater.errors import ConfigError, TapwaterError
 from tapwater.ops.quant import Format
 
@@ -43,7 +43,6 @@ DEVIATION = 0.02  # of the weights
 # Root mean square of the whole numbers in a block, drawn evenly: -8..7 and -127..127 (of which -127 twice).
 STEPS = {Q4_0: math.sqrt(255 / 12 + 1 / 4), Q8_0: math.sqrt((256**2 - 1) / 12)}
 SCALES = (0.5, 1.5)  # times the scale that gives DEVIATION: even, so their root mean square is that of 13/12
-SOFTMAX_GATE = 1
 
 app = cyclopts.App(help=__doc__)
 
@@ -72,7 +71,23 @@ def main(
     seed: int = 0,
     packed: Path | None = None,
 ) -> None:
-    """Write TARGET: the preset SHAPE cut (or grown) to LAYERS layers, matrices in TYPE; PACKED is the same for us."""
+    """Write a random model.
+
+    Parameters
+    ----------
+    target
+        The .gguf file to write.
+    layers
+        Layers of the shape to write.
+    type
+        How matrices are stored: all of them, the head too.
+    shape
+        A preset: a deepseek_v2 with experts and without q_lora_rank.
+    seed
+        Of the weights.
+    packed
+        A directory to make besides: the same model packed for tapwater's kernels.
+    """
     config = replace_fields(preset(shape), {"num_hidden_layers": layers}, f"preset {shape} with {layers} layers")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
@@ -166,9 +181,8 @@ def plan(config: ModelConfig, kind: GGMLQuantizationType) -> list[Planned]:
 
 
 def _swiglu(suffix: str, experts: tuple[int, ...], D: int, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"ffn_{name}{suffix}": (*experts, width, D) for name in ("gate", "up")} | {
-        f"ffn_down{suffix}": (*experts, D, width)
-    }
+    up, down = (*experts, width, D), (*experts, D, width)
+    return {f"ffn_gate{suffix}": up, f"ffn_up{suffix}": up, f"ffn_down{suffix}": down}
 
 
 def draw(tensor: Planned, chance: np.random.Generator) -> np.ndarray:
@@ -190,71 +204,6 @@ def draw(tensor: Planned, chance: np.random.Generator) -> np.ndarray:
         values = blocks[:, 2:].view(np.int8)
         np.maximum(values, -127, out=values)  # no quantiser writes -128
     return blocks.reshape(-1)
-
-
-def metadata(config: ModelConfig) -> dict[str, Any]:
-    """llama.cpp's keys for the shape; attention is described by the absorbed head and, as `_mla`, the expanded one."""
-    mla, moe = config.mla, config.moe
-    C, N, R, V = mla.kv_lora_rank, mla.qk_nope_head_dim, mla.qk_rope_head_dim, mla.v_head_dim
-    fields = {
-        "vocab_size": config.vocab_size,
-        "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": 1,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "attention.kv_lora_rank": C,
-        "attention.key_length": C + R,
-        "attention.value_length": C,
-        "attention.key_length_mla": N + R,
-        "attention.value_length_mla": V,
-        "rope.dimension_count": R,
-        "rope.freq_base": config.rope_theta,
-        "leading_dense_block_count": config.first_k_dense_replace,
-        "expert_count": moe.n_routed_experts,
-        "expert_used_count": moe.num_experts_per_tok,
-        "expert_shared_count": moe.n_shared_experts,
-        "expert_feed_forward_length": moe.moe_intermediate_size,
-        "expert_weights_scale": config.routed_scaling_factor,
-        "expert_weights_norm": config.norm_topk_prob,
-        "expert_gating_func": SOFTMAX_GATE,
-        "expert_group_count": moe.n_group,
-        "expert_group_used_count": moe.topk_group,
-    } | _yarn(config.rope_scaling)
-    named = {f"deepseek2.{key}": value for key, value in fields.items()}
-    return {"general.type": "model", "general.name": "random weights"} | named
-
-
-def _yarn(scaling: RopeScaling | None) -> dict[str, Any]:
-    if scaling is None:
-        return {}
-    fields = {
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": scaling.factor,
-        "rope.scaling.original_context_length": scaling.original_max_position_embeddings,
-    }
-    if scaling.mscale_all_dim is not None:
-        fields["rope.scaling.yarn_log_multiplier"] = 0.1 * scaling.mscale_all_dim
-    return fields
-
-
-def tokenizer_metadata(config: ModelConfig) -> dict[str, Any]:
-    """The smallest byte-level BPE every reader accepts: 256 bytes, one merge, BOS, EOS; other ids are no tokens."""
-    if config.bos_token_id is None or not config.eos_token_ids:
-        raise ConfigError("bos_token_id and eos_token_id are needed to write a tokenizer")
-    used = [*sorted(ByteLevel.alphabet()), "Ġt"]
-    tokens = used + [f"[PAD{token}]" for token in range(len(used), config.vocab_size)]
-    kinds = [TokenType.NORMAL] * len(used) + [TokenType.UNUSED] * (config.vocab_size - len(used))
-    ids = {"bos": config.bos_token_id, "eos": config.eos_token_ids[0]}
-    for name, token in ids.items():
-        if token < len(used):
-            raise ConfigError(f"{name}_token_id {token} is below {len(used)}, where the bytes are")
-        tokens[token], kinds[token] = f"<|{name}|>", TokenType.CONTROL
-    fields = {"model": "gpt2", "pre": "deepseek-llm", "tokens": tokens, "token_type": [int(kind) for kind in kinds]}
-    fields |= {"merges": ["Ġ t"], "add_bos_token": False} | {f"{name}_token_id": token for name, token in ids.items()}
-    return {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:

@@ -17,10 +17,11 @@ from tapwater.engine import SamplingParams
 from tapwater.errors import TapwaterError
 from tapwater.llm import LLM, Delta
 from tapwater.model import PackedTransformer, Transformer
+from tapwater.ops.native import Kernels
 
 FIRST_TOKEN = 100  # prompts are drawn from here up: below lie control tokens of many vocabularies
 READ_BYTES = 2**29  # far more than caches hold
-READ_PASSES = 3
+READ_PASSES = 5
 
 
 class BenchError(TapwaterError):
@@ -157,16 +158,11 @@ def engine_overhead(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, c
 
 
 def memory_bandwidth(threads: int) -> float:
-    """Bytes per second that `threads` threads read from memory: the best of several passes of two reductions."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        matrix = torch.ones(READ_BYTES // 4).view(-1, 4096)
-        ones = torch.ones(4096)
-        passes = [_seconds(lambda: matrix @ ones) for _ in range(READ_PASSES)]
-        passes += [_seconds(lambda: matrix.sum()) for _ in range(READ_PASSES)]
-    finally:
-        torch.set_num_threads(before)
+    """Bytes per second that `threads` threads read from memory: the best of several passes."""
+    memory = torch.ones(READ_BYTES, dtype=torch.uint8)
+    kernels = Kernels(threads)
+    passes = [_seconds(lambda: kernels.read(memory)) for _ in range(READ_PASSES)]
+    kernels.close()
     return READ_BYTES / min(passes)
 
 

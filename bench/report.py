@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ def provenance() -> dict[str, str]:
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
 

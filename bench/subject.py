@@ -9,7 +9,7 @@ from tapwater.config import EngineConfig
 from tapwater.llm import LLM
 from tapwater.model import PackedTransformer
 from tapwater.ops.native import instruction_set
-from workloads import PROMPT, Workload, cached_tokens
+from workloads import PREFILL, PROMPT, Workload, cached_tokens
 
 
 class Tapwater:
@@ -34,8 +34,8 @@ class Tapwater:
             raise BenchError(f"{workload.name} holds {tokens} tokens: raise engine.cache_tokens or engine.max_context")
 
     def warm_up(self) -> None:
-        """Touch the weights and the code once, long and short."""
-        prefill_speed(self._llm, PROMPT, self._chance)
+        """Touch all weights and the code once, long and short."""
+        prefill_speed(self._llm, PREFILL, self._chance)
         run(self._llm, 1, PROMPT, 2, self._chance)
 
     def command(self, workload: Workload) -> list[str]:

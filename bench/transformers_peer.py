@@ -25,14 +25,16 @@ class TransformersPeer:
         self.name = f"transformers {dtype}"
         self.build = transformers.__version__
         self._threads = threads
+        self._dtype = getattr(torch, dtype)
         self._config = config
         if config.model_type == "llama":
             self._model = transformers.AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype)
+                gguf.parent, gguf_file=gguf.name, dtype=self._dtype
             )
         else:
-            self._model = _random_model(config, getattr(torch, dtype))
+            self._model = _random_model(config, self._dtype)
         self._model.eval()
+        self.measure(Workload("warm-up", prompt=32, new=2))
 
     def command(self, workload: Workload) -> list[str]:
         return ["transformers", type(self._model).__name__, f"{workload.batch} x {workload.prompt} + {workload.new}"]
@@ -53,7 +55,7 @@ class TransformersPeer:
         cached = self._config.kv_elements_per_token
         if self._config.is_mla:  # it caches expanded keys and values
             cached = expand_kv_elements(self._config)
-        return (weights + cached * cached_tokens(workload)) * self._model.dtype.itemsize
+        return (weights + cached * cached_tokens(workload)) * self._dtype.itemsize
 
     @torch.inference_mode()
     def _measure(self, workload: Workload) -> float:

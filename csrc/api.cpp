@@ -1,6 +1,8 @@
 // The C API but for attention.
 #include "api.h"
 
+#include <atomic>
+
 TW_API const char* tw_instruction_set() { return tw::kernels().name; }
 
 // 0 when `name` is an instruction set of this build that this processor runs; it is used from then on.
@@ -37,4 +39,14 @@ TW_API int32_t tw_forward(void* runner, const tw::Model* model, const tw::Step* 
 // Logits [rows, vocabulary] of rows of hidden states [rows, hidden_size].
 TW_API int32_t tw_logits(void* runner, const tw::Model* model, const float* x, int64_t rows, float* logits) {
     return tw::guarded(runner, [&](tw::Run& run) { tw::logits(run, *model, x, rows, logits); });
+}
+
+// Reads `bytes` of memory with all threads.
+TW_API int32_t tw_read(void* runner, const uint8_t* from, int64_t bytes) {
+    return tw::guarded(runner, [&](tw::Run& run) {
+        std::atomic<uint32_t> seen{0};
+        tw::parallel_ranges(run.pool, bytes / 4096, [&](int64_t begin, int64_t end) {
+            seen ^= run.kernels.read_all(from + begin * 4096, (end - begin) * 4096);
+        });
+    });
 }

@@ -30,9 +30,9 @@ struct Matrix {
 
 // The input of matrices: 8-bit rows for quantised weights, bfloat16 rows for bf16 weights, or both.
 //
-// x = scale * q per row and group of 32, with the group's sum of q beside it. Rows lie in tiles of eight, and within a
+// x = scale * q per row and group of 32, with the group's sum of q, and of scale * q, beside it. Rows lie in tiles of eight, and within a
 // tile by group, so that a kernel walks all arrays front to back and reaches every row of a group at a fixed offset:
-// q and half are [tiles, groups, 8, 32], scale and sum are [tiles, groups, 8].
+// q and half are [tiles, groups, 8, 32], scale, sum and total are [tiles, groups, 8].
 //
 // A row's kOutliers largest numbers can be kept in float, `outlier` saying where: in the q's they are zero. A few channels
 // of a residual stream are often hundreds of times larger than the others and would take the steps of their group away
@@ -44,6 +44,7 @@ struct Activations {
     int8_t* q;
     float* scale;
     int32_t* sum;
+    float* total;
     uint16_t* half;
     int32_t* outlier;  // [rows, kOutliers] columns, or null
     float* outlier_value;
@@ -74,6 +75,9 @@ struct Kernels {
     void (*affinities)(const float* x, int64_t columns, const float* gate, int64_t experts, float* logits);
     // Row `row` of a matrix in float.
     void (*unpack_row)(const Matrix& matrix, int64_t row, float* y);
+
+    // Reads memory and does nothing with it: what the bandwidth of a machine is measured with.
+    uint32_t (*read_all)(const uint8_t* from, int64_t bytes);
 
     // linear.cpp
     // Row-blocks begin..end of y = x W^T for one matrix of a stack.

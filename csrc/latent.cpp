@@ -92,7 +92,7 @@ Activations slice(const Activations& x, int64_t begin, int64_t end) {
     Activations part{};
     part.rows = end - begin, part.groups = x.groups;
     if (x.q) {
-        part.q = x.q + at * 32, part.scale = x.scale + at, part.sum = x.sum + at;
+        part.q = x.q + at * 32, part.scale = x.scale + at, part.sum = x.sum + at, part.total = x.total + at;
         part.outlier = x.outlier + begin * kOutliers, part.outlier_value = x.outlier_value + begin * kOutliers;
     }
     if (x.half) part.half = x.half + at * 32;

@@ -56,6 +56,7 @@ static inline __attribute__((always_inline)) void integer_tile(const uint8_t* ro
     const int8_t* q = x.q + tile * x.groups * kTileRows * kGroup;
     const float* scale = x.scale + tile * x.groups * kTileRows;
     const int32_t* sum = x.sum + tile * x.groups * kTileRows;
+    const float* total = x.total + tile * x.groups * kTileRows;
     f32x16 acc[M] = {};
     for (int64_t group = 0; group < x.groups; ++group) {
         u8x64 weights[8];
@@ -66,24 +67,24 @@ static inline __attribute__((always_inline)) void integer_tile(const uint8_t* ro
         if (F == kQ4Min) low = load_half(halves + kLanes);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-            i32x16 even = {}, odd = {};
-            if (F == kQ4) even = splat(-8 * sum[m]);
+            i32x16 dot = {};
+            if (F == kQ4) dot = splat(-8 * sum[m]);
 #if defined(TW_AVX512)
-            if (F == kQ8) even = splat(-128 * sum[m]);
+            if (F == kQ8) dot = splat(-128 * sum[m]);
 #endif
-#pragma GCC unroll 4
-            for (int j = 0; j < 8; j += 2) {
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; ++j) {
                 const int8_t* four = q + m * kGroup + 4 * j;
-                even = F == kQ8 ? dot4_signed(even, weights[j], four) : dot4_small(even, weights[j], four);
-                odd = F == kQ8 ? dot4_signed(odd, weights[j + 1], four + 4) : dot4_small(odd, weights[j + 1], four + 4);
+                dot = F == kQ8 ? dot4_signed(dot, weights[j], four) : dot4_small(dot, weights[j], four);
             }
-            acc[m] += to_float(even + odd) * (step * splat(scale[m]));
-            if (F == kQ4Min) acc[m] += low * splat(scale[m] * float(sum[m]));
+            acc[m] += to_float(dot) * (step * splat(scale[m]));
+            if (F == kQ4Min) acc[m] += low * splat(total[m]);
         }
         block += kBytes<F>;
         q += kTileRows * kGroup;
         scale += kTileRows;
         sum += kTileRows;
+        total += kTileRows;
     }
     if (x.outlier) {
         const int32_t* outlier = x.outlier + tile * kTileRows * kOutliers;
@@ -221,8 +222,17 @@ static void gate_up(const Matrix& gate, const Matrix& up, int64_t index, const A
 #define TW_STRING_(x) #x
 #define TW_STRING(x) TW_STRING_(x)
 extern const AttentionKernels attention_table;
-extern const Kernels table = {TW_STRING(TW_ISA), &attention_table, normalise,  quantise, rotate_half,
-                              rotate_interleaved, affinities,      unpack_row, linear,   gate_up};
+extern const Kernels table = {TW_STRING(TW_ISA),
+                              &attention_table,
+                              normalise,
+                              quantise,
+                              rotate_half,
+                              rotate_interleaved,
+                              affinities,
+                              unpack_row,
+                              read_all,
+                              linear,
+                              gate_up};
 
 }  // namespace TW_ISA
 }  // namespace tw

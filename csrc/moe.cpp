@@ -60,6 +60,7 @@ void copy_row(const Activations& from, int64_t row, const Activations& to, int64
             std::copy_n(from.q + source * 32, 32, to.q + target * 32);
             to.scale[target] = from.scale[source];
             to.sum[target] = from.sum[source];
+            to.total[target] = from.total[source];
         }
         if (to.half) std::copy_n(from.half + source * 32, 32, to.half + target * 32);
     }

@@ -11,6 +11,7 @@ Activations take_activations(Run& run, int64_t rows, int64_t columns, bool integ
         x.q = run.scratch.take<int8_t>(padded * 32);
         x.scale = run.scratch.take<float>(padded);
         x.sum = run.scratch.take<int32_t>(padded);
+        x.total = run.scratch.take<float>(padded);
     }
     if (integer && outliers) {
         const int64_t count = (rows + kTileRows - 1) / kTileRows * kTileRows * kOutliers;

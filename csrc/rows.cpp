@@ -130,5 +130,12 @@ void unpack_row(const Matrix& matrix, int64_t row, float* y) {
     }
 }
 
+uint32_t read_all(const uint8_t* from, int64_t bytes) {
+    u32x16 seen[4] = {};
+    for (int64_t i = 0; i + 256 <= bytes; i += 256)
+        for (int j = 0; j < 4; ++j) seen[j] ^= load<u32x16>(from + i + 64 * j);
+    return ((seen[0] ^ seen[1]) ^ (seen[2] ^ seen[3]))[0];
+}
+
 }  // namespace TW_ISA
 }  // namespace tw

@@ -13,6 +13,7 @@ void rotate_half(float* x, int64_t width, const float* cos, const float* sin);
 void rotate_interleaved(float* x, int64_t width, const float* cos, const float* sin);
 void affinities(const float* x, int64_t columns, const float* gate, int64_t experts, float* logits);
 void unpack_row(const Matrix& matrix, int64_t row, float* y);
+uint32_t read_all(const uint8_t* from, int64_t bytes);
 
 static inline int64_t group_at(const Activations& out, int64_t row, int64_t group) {
     return (row / kTileRows * out.groups + group) * kTileRows + row % kTileRows;
@@ -35,12 +36,13 @@ static inline __attribute__((always_inline)) void write_integers(f32x16 low, f32
     const i32x16 first = nearest(low * splat(inverse)), second = nearest(high * splat(inverse));
     store(out.q + at * kGroup, __builtin_convertvector(first, i8x16));
     store(out.q + at * kGroup + kLanes, __builtin_convertvector(second, i8x16));
-    int32_t total = 0;
+    int32_t sum = 0;
     const i32x16 both = first + second;
-    for (int lane = 0; lane < kLanes; ++lane) total += both[lane];
+    for (int lane = 0; lane < kLanes; ++lane) sum += both[lane];
     // x - x is 0, or NaN where x is not finite: damage must reach the logits, where it is looked for
     out.scale[at] = largest / 127 + sum_lanes((low - low) + (high - high));
-    out.sum[at] = total;
+    out.sum[at] = sum;
+    out.total[at] = out.scale[at] * float(sum);
 }
 
 }  // namespace TW_ISA

@@ -45,7 +45,7 @@ inline __attribute__((always_inline)) void store(T* to, V value) {
     std::memcpy(to, &value, sizeof value);
 }
 
-inline __attribute__((always_inline)) f32x16 splat(float x) { return f32x16{} + x; }
+inline __attribute__((always_inline)) f32x16 splat(float x) { return x - f32x16{}; }  // 0 + x is not x for -0
 inline __attribute__((always_inline)) i32x16 splat(int32_t x) { return i32x16{} + x; }
 
 inline __attribute__((always_inline)) float half_to_float(uint16_t half) {

@@ -89,5 +89,6 @@ def test_the_report_shows_and_keeps_everything(
     assert kept["ratios"] == {"prefill 512": None, "decode x1": 2.5}
     assert kept["builds"]["fast"] == "fast-1"
     assert kept["commands"]["decode x1"]["slow"] == "slow '[bold]' 'decode x1'"
+    assert list(kept["commands"]["prefill 512"]) == ["ours"]
     assert kept["overheads"]["decode x1"] == [{"step_s": 0.050, "engine_s": 0.002}]
     assert kept["commit"] and kept["machine"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 
-from make_random import DEVIATION, metadata, write
+from make_random import DEVIATION, write
+from metadata import metadata
 from random_model import SHAPE
 from tapwater.checkpoint import load_model
 from tapwater.checkpoint.gguf import GgufFile

@@ -257,3 +257,12 @@ def test_stacked_experts_are_their_matrices(directory: Path) -> None:
     assert stacked.count == len(original) > 1
     for index, matrix in enumerate(original):
         assert torch.equal(stacked.matrix(index).blocks, quantise(matrix, Format.Q4_MIN).blocks)
+
+
+def test_smollm2_as_stored_is_bit_for_bit_what_the_file_holds(smollm2_path: Path) -> None:
+    source = GgufFile(smollm2_path)
+    loaded = pack_weights(source.config, source, None)
+    assert loaded.notes == ()
+    assert len(loaded.weights.matrices) == 211
+    for name, weight in loaded.weights.matrices.items():
+        assert (unpack(weight) == source.read(f"model.{name}")).all(), name

@@ -30,9 +30,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("format", "stored", "bits"),  # rows of 48 are padded to 64: a third more than 5, 8.5 and 16 bits
     [
-        ("q4", "13 q4_min, 2 q8, 5 float32", 9.13),
-        ("q8", "15 q8, 5 float32", 11.3),
-        ("bf16", "15 bf16, 5 float32", 21.18),
+        ("q4", "14 q4_min, 2 q8, 5 float32", 9.2),
+        ("q8", "16 q8, 5 float32", 11.3),
+        ("bf16", "16 bf16, 5 float32", 21.18),
     ],
 )
 def test_the_report(

@@ -31,6 +31,7 @@ _QUANTISED = tuple(
     )
 )
 SUPPORTED = (*_PLAIN, *_QUANTISED)
+SLICE = 2**22  # values dequantised at a time
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ class GgufContainer:
             values = torch.from_numpy(raw.view(_PLAIN[kind]))
             values = values.view(torch.bfloat16) if kind is GGMLQuantizationType.BF16 else values
         else:
-            rows = math.prod(shape[:-1])
-            with np.errstate(all="ignore"):  # damaged scales overflow; the check below names the tensor
-                values = torch.from_numpy(dequantize(raw.reshape(rows, -1), kind))
+            values = torch.from_numpy(_dequantised(raw.reshape(math.prod(shape[:-1]), -1), shape[-1], kind))
         self._check_finite(name, values)
         return values.reshape(shape)
 
@@ -106,3 +105,13 @@ class GgufContainer:
     def _check_finite(self, name: str, values: Tensor) -> None:
         if not values.isfinite().all():
             raise CheckpointError(f"{self.path}: tensor {name} holds values that are not finite; the file is damaged")
+
+
+def _dequantised(raw: np.ndarray, columns: int, kind: GGMLQuantizationType) -> np.ndarray:
+    """Float32 rows; by slices, since the package takes twice the memory of what it returns."""
+    values = np.empty((len(raw), columns), np.float32)
+    step = max(1, SLICE // columns)
+    with np.errstate(all="ignore"):  # damaged scales overflow; the caller's check names the tensor
+        for start in range(0, len(raw), step):
+            values[start : start + step] = dequantize(raw[start : start + step], kind)
+    return values

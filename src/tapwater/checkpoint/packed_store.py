@@ -54,11 +54,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says; `requested` is the format the whole was asked for, `source` the name of the original."""
+    """What manifest.json says: the format the whole was asked for, name and size of the original, the arrays."""
 
     format_version: int
     requested: str
     source: str
+    source_bytes: int
     arrays: tuple[Record, ...]
 
     def __post_init__(self) -> None:

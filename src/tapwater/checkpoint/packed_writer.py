@@ -62,7 +62,12 @@ def write_packed(
             records = _write_arrays(partial, plans, _origin(source, format), progress)
             (partial / CONFIG_FILE).write_text(json.dumps(to_hf(config), indent=2) + "\n", encoding="utf-8")
             tokenizer.save(partial)
-            manifest = Manifest(FORMAT_VERSION, format.value, Path(source.where).name, tuple(records))
+            manifest = Manifest(
+                FORMAT_VERSION, format.value, Path(source.where).name, source_bytes(source), tuple(records)
+            )
+            for path in partial.iterdir():
+                with path.open("rb") as file:
+                    _sync(file)
             _write_synced(partial / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1) + "\n")
             partial.rename(destination)
         for leftover in (JOURNAL_FILE, LOCK_FILE):
@@ -71,6 +76,11 @@ def write_packed(
         raise CheckpointError(
             f"{destination}: cannot be written: {error}; {partial.name} is kept, and the same command goes on there"
         ) from None
+
+
+def source_bytes(source: PackingSource) -> int:
+    """The size of the files that hold a source's tensors."""
+    return sum(path.stat().st_size for path in source.files)
 
 
 @contextmanager
@@ -92,38 +102,45 @@ def _origin(source: PackingSource, format: Format) -> dict[str, object]:
 def _write_arrays(
     partial: Path, plans: list[Planned], origin: dict[str, object], progress: Progress | None
 ) -> list[Record]:
-    forms = [(planned.format.value if planned.format else FLOAT32, planned.array.shape) for planned in plans]
-    where = places(forms)
+    where = places((_format_name(planned), planned.array.shape) for planned in plans)
     total = sum(where[-1])
     records = _resume(partial, origin)
     _check_resumed(partial, records, plans, where)
     mode = "r+b" if records else "wb"
     with (partial / WEIGHTS_FILE).open(mode) as file, (partial / JOURNAL_FILE).open("a", encoding="utf-8") as journal:
         file.truncate(total)
-        for planned, (format, shape), (offset, size) in list(zip(plans, forms, where, strict=True))[len(records) :]:
-            made = planned.make()
-            content = made.content.blocks if isinstance(made.content, PackedWeight) else made.content.contiguous()
-            raw = content.numpy().data.cast("B")
-            file.seek(offset)
-            file.write(raw)
-            _sync(file)
-            record = Record(
-                name=planned.array.name,
-                format=format,
-                shape=shape,
-                offset=offset,
-                bytes=size,
-                crc32=zlib.crc32(raw),
-                stored_as=planned.stored_as,
-                squared_error=made.squared_error,
-                squared_norm=made.squared_norm,
-            )
-            journal.write(json.dumps(asdict(record)) + "\n")
+        for planned, (offset, size) in list(zip(plans, where, strict=True))[len(records) :]:
+            records.append(_write_array(file, planned, offset))
+            journal.write(json.dumps(asdict(records[-1])) + "\n")
             _sync(journal)
-            records.append(record)
             if progress is not None:
                 progress(offset + size, total)
     return records
+
+
+def _write_array(file: IO[bytes], planned: Planned, offset: int) -> Record:
+    """Make one array and bring it to the disk."""
+    made = planned.make()
+    content = made.content.blocks if isinstance(made.content, PackedWeight) else made.content.contiguous()
+    raw = content.numpy().data.cast("B")
+    file.seek(offset)
+    file.write(raw)
+    _sync(file)
+    return Record(
+        name=planned.array.name,
+        format=_format_name(planned),
+        shape=planned.array.shape,
+        offset=offset,
+        bytes=len(raw),
+        crc32=zlib.crc32(raw),
+        stored_as=planned.stored_as,
+        squared_error=made.squared_error,
+        squared_norm=made.squared_norm,
+    )
+
+
+def _format_name(planned: Planned) -> str:
+    return planned.format.value if planned.format else FLOAT32
 
 
 def _resume(partial: Path, origin: dict[str, object]) -> list[Record]:

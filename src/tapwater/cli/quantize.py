@@ -39,8 +39,8 @@ def quantize(
     destination
         The directory to make.
     format
-        4-bit groups with scale and minimum (embedding and head in 8 bits unless the source has them in 4), 8-bit groups,
-        or bfloat16.
+        4-bit groups with scale and minimum (embedding and head in 8 bits, unless the source has them in 4), 8-bit
+        groups, or bfloat16.
     text
         A UTF-8 file to measure the perplexity on; without it a short sample of prose, code and arithmetic.
     tokens
@@ -56,7 +56,7 @@ def quantize(
     original, tokenizer = open_source(path)
     scored = windows(tokenizer, text or SAMPLE, tokens, original.config.max_position_embeddings)
     wanted = {"q4": Format.Q4_MIN, "q8": Format.Q8, "bf16": Format.BF16}[format]
-    if not _is_finished(destination, path, wanted):
+    if not _is_finished(destination, original, wanted):
         columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         with progress_bar(f"Packing {path.name}", *columns) as progress:
             write_packed(original.config, original, tokenizer, wanted, destination, progress)
@@ -71,26 +71,27 @@ def quantize(
     name = "the built-in sample" if text is None else text.name
     lines = [
         *_facts(original, packed),
-        f"perplexity  {before:.4g} -> {after:.4g} ({after / before - 1:+.2%}) over {count} tokens of {name}",
+        f"perplexity  {before:#.4g} -> {after:#.4g} ({after / before - 1:+.2%}) over {count} tokens of {name}",
     ]
     Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def _is_finished(destination: Path, source: Path, wanted: str) -> bool:
+def _is_finished(destination: Path, original: "PackingSource", wanted: str) -> bool:
     """Whether an earlier run has packed this already and was ended as it measured."""
     from tapwater.checkpoint import PackedDirectory
     from tapwater.checkpoint.packed_store import is_packed
+    from tapwater.checkpoint.packed_writer import source_bytes
 
     if not is_packed(destination):
         return False
-    manifest = PackedDirectory(destination).manifest
-    return (manifest.source, manifest.requested) == (source.name, wanted)
+    found = PackedDirectory(destination).manifest
+    asked = (Path(original.where).name, source_bytes(original), wanted)
+    return (found.source, found.source_bytes, found.requested) == asked
 
 
 def _facts(original: "PackingSource", packed: "PackedDirectory") -> list[str]:
     """Sizes, bits per weight, formats, and what was requantised."""
-    before = sum(path.stat().st_size for path in original.files)
-    bits = 8 * packed.nbytes / parameters(packed.config).total
+    before, bits = packed.manifest.source_bytes, 8 * packed.nbytes / parameters(packed.config).total
     formats = Counter(record.format for record in packed.manifest.arrays)
     return [
         f"{original.where} -> {packed.path}",

@@ -78,6 +78,10 @@ class Kernels:
         self.check(self.library.tw_swiglu(self.runner, *matrices, x_TD.data_ptr(), x_TD.shape[0], y_TD.data_ptr()))
         return y_TD
 
+    def read(self, tensor: Tensor) -> None:
+        """Read every byte with all threads and do nothing with it: for measuring memory bandwidth."""
+        self.check(self.library.tw_read(self.runner, tensor.data_ptr(), tensor.nbytes))
+
     @staticmethod
     def check(status: int) -> None:
         """MemoryError when a call ran out of memory."""
@@ -127,6 +131,7 @@ def library() -> ctypes.CDLL:
     signatures = {
         "tw_linear": [pointer, pointer, number, pointer, number, pointer],
         "tw_swiglu": [pointer, pointer, pointer, pointer, pointer, number, pointer],
+        "tw_read": [pointer, pointer, number],
         "tw_forward": [pointer, pointer, pointer, pointer],
         "tw_logits": [pointer, pointer, pointer, number, pointer],
     }
