@@ -8,6 +8,7 @@ float32. The last table says what share of the memory bandwidth measured here a 
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import cyclopts
@@ -102,13 +103,17 @@ def main(rounds: int = 9, threads: int = 2) -> None:
             times[name][0].append(seconds(native))
             torch_reference()
             times[name][1].append(seconds(torch_reference))
-    publish("kernels", "reference / native", {name: [r / n for n, r in zip(*pair)] for name, pair in times.items()})
+    publish(
+        "kernels",
+        "reference / native",
+        {name: [r / n for n, r in zip(*pair, strict=True)] for name, pair in times.items()},
+    )
     streams = {}
     for format in Format:
         weight = quantise(torch.randn(16384, 4096), format)  # larger than any cache here
         x = torch.randn(1, 4096)
         kernels.linear(x, weight)
-        best = median(seconds(lambda: kernels.linear(x, weight)) for _ in range(rounds))
+        best = median(seconds(partial(kernels.linear, x, weight)) for _ in range(rounds))
         streams[f"{format}, one row"] = [100 * weight.nbytes / best / memory_bandwidth(threads)]
     publish("kernels-bandwidth", "% of memory bandwidth", streams)
     kernels.close()
