@@ -1,71 +1,173 @@
 // Attention over a paged cache. Compiled once per instruction set, each time into a namespace of its own (TW_ISA).
 //
-// A split is worked through in blocks of 64 tokens: their entries are decoded to rows of floats, scores are the product
-// of queries and keys, the online softmax turns scores into weights in place, and values are added up by their weights.
+// A split is worked through in blocks of 64 tokens: keys are decoded to floats a piece at a time and multiplied with the
+// queries, the online softmax turns scores into weights in place, values are decoded and added up by their weights.
 // Many query rows lie in lanes, and keys are taken as they come; few rows would leave lanes empty, so there tokens lie
 // in lanes and keys are transposed. A row gets the same bits from both.
 #include "attention.h"
 
 #include <cfloat>
 
+#include "attention_softmax.h"
 #include "attention_tile.h"
+#include "attention_values.h"
 #include "cache_entry.h"
 
 namespace tw {
 namespace TW_ISA {
 
-constexpr int64_t kBlock = 64;     // tokens; a multiple of sixteen that divides kSplit
-constexpr int64_t kFewRows = 10;   // up to here transposing keys costs less than empty lanes do
+constexpr int64_t kBlock = 64;    // tokens; a multiple of sixteen that divides kSplit
+constexpr int64_t kFewRows = 10;  // up to here transposing keys costs less than empty lanes do
 constexpr int64_t kPanelRows = kMostGroups >= 2 ? 2 * kLanes : kLanes;  // query rows in lanes at a time
 constexpr float kLog2E = 1.44269504f;
+constexpr float kOne = 1;
 
-// Rows of floats an odd number of cache lines apart: rows a power of two apart would compete for the same lines.
-static int64_t row_stride(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes + (((width + kLanes - 1) / kLanes) % 2 ? 0 : kLanes); }
+constexpr int64_t kBlockPiece = kBlock * kPieceStride;
 
-struct Work {
-    const QueryRows& rows;
-    int64_t key_width, key_stride, value_stride, value_lanes;
-    float* queries;     // [rows, key_stride], scaled
-    float* transposed;  // queries in panels [key_width, rows of the panel], or keys [key_width, kBlock]
-    float* keys;        // [kBlock, key_stride]
-    float* values;      // [kBlock, value_stride]; the keys themselves where they begin with the value
-    float* scores;      // panels [kBlock, rows of the panel], or [rows, kBlock]; weights after the softmax
-    float* factor;      // [rows]: what earlier sums are multiplied with
-    int32_t* seen;      // [rows]: how many tokens of the block a row sees
-    int64_t* visible;   // [rows]: how many tokens of the context it sees
-    float* largest;     // [rows]: the largest score so far
-    float* total;       // [rows]: the sum of weights
-    float* sum;         // [rows, sum_stride]: the weighted sum of values, in the rows of the state
-    int64_t sum_stride;
+static int64_t pieces(int64_t width) { return (width + kPiece - 1) / kPiece; }
+
+static int64_t key_pieces(const HeadSpec& head) {
+    return pieces(head.key[0].width) + (head.num_keys > 1 ? pieces(head.key[1].width) : 0);
+}
+
+struct Block {
+    int64_t count, next_count;
+    const uint8_t *entry[kBlock], *next[kBlock];  // of this block and the one after it
 };
 
-static bool value_begins_key(const HeadSpec& head) {
-    return head.value.offset == head.key[0].offset && head.value.width <= head.key[0].width;
-}
+// What one key-value head is worked on with.
+struct Work {
+    QueryRows rows;
+    HeadSpec head;
+    CacheSpec cache;
+    bool few;
+    bool value_is_key;  // the value is the key's first segment, decoded once
+    int64_t state_stride;
+    float* queries;     // scaled: [pieces of the key, rows, kPieceStride] if few, else [key width, rows in lanes] by panel
+    float* piece;       // of keys: [kBlock, kPieceStride]
+    float* transposed;  // of keys: [kPiece, kBlock], if few
+    float* values;      // [pieces, kBlock, kPieceStride]; if few, in the place of the keys, which have had their use by then
+    float* scores;      // [rows, kPieceStride] if few, else [kBlock, rows in lanes] by panel; later weights
+    Softmax* softmax;   // of each sixteen rows
+    float* state;       // rows of state_stride: largest, total, at kLanes the weighted sum of values
+};
 
-static int64_t key_stride(const HeadSpec& head) { return row_stride(head.key_width() + kLanes - 1); }
+struct Sizes {
+    int64_t queries, piece, values, scores, softmax;
+
+    explicit Sizes(const HeadSpec& head)
+        : queries(kMaxRows * kPieceStride * key_pieces(head)), piece(kBlockPiece),
+          values(kBlockPiece * pieces(head.value.width)), scores(kMaxRows * kPieceStride),
+          softmax(kMostHeads * int64_t(sizeof(Softmax) / sizeof(float))) {}
+};
 
 static int64_t split_scratch_floats(const HeadSpec& head) {
-    const int64_t values = value_begins_key(head) ? 0 : kBlock * row_stride(head.value.width);
-    return (2 * kMaxRows + kBlock) * key_stride(head) + kMaxRows * kBlock + 6 * kMaxRows + values;
+    const Sizes sizes(head);
+    return sizes.queries + sizes.piece + sizes.values + sizes.scores + sizes.softmax;
 }
 
-static Work make_work(const QueryRows& rows, const HeadSpec& head, float* scratch, float* state) {
-    Work work{rows, head.key_width(), key_stride(head), row_stride(head.value.width), padded_lanes(head.value.width)};
-    work.sum = state + kLanes;
-    work.sum_stride = state_floats(head.value.width);
-    work.queries = scratch;
-    work.transposed = work.queries + kMaxRows * work.key_stride;
-    work.keys = work.transposed + kMaxRows * work.key_stride;
-    work.scores = work.keys + kBlock * work.key_stride;
-    work.factor = work.scores + kMaxRows * kBlock;
-    work.largest = work.factor + kMaxRows;
-    work.total = work.largest + kMaxRows;
-    work.seen = reinterpret_cast<int32_t*>(work.total + kMaxRows);
-    work.visible = reinterpret_cast<int64_t*>(work.seen + kMaxRows);
-    work.values = work.total + 4 * kMaxRows;
-    if (value_begins_key(head)) work.values = work.keys, work.value_stride = work.key_stride;
+// Head `index` of those worked on side by side: it has queries and a softmax of its own and shares the rest.
+static Work make_work(const QueryRows& rows, const HeadSpec& head, const CacheSpec& cache, int64_t index, float* memory,
+                      float* state) {
+    const Sizes sizes(head);
+    Work work{rows, head, cache, rows.count <= kFewRows};
+    work.value_is_key = head.value.offset == head.key[0].offset && head.value.width == head.key[0].width;
+    work.state_stride = state_floats(head.value.width);
+    work.queries = memory + index * rows.count * kPieceStride * key_pieces(head), memory += sizes.queries;
+    work.piece = memory, memory += sizes.piece;
+    work.transposed = work.values = memory, memory += sizes.values;
+    work.scores = memory, memory += sizes.scores;
+    work.softmax = reinterpret_cast<Softmax*>(memory) + index;
+    work.state = state;
     return work;
+}
+
+// Where entries position .. position + count - 1 lie.
+static void find_entries(const Entries& entries, int64_t position, int64_t count, const uint8_t** found) {
+    const CacheSpec& cache = entries.cache;
+    for (int64_t token = 0; token < count;) {
+        int64_t slot = position + token - entries.first, run = count - token;  // entries that lie side by side
+        if (entries.page_table) {
+            const int64_t at = position + token, offset = at % cache.page_size;
+            slot = entries.page_table[at / cache.page_size] * cache.page_size + offset;
+            if (run > cache.page_size - offset) run = cache.page_size - offset;
+        }
+        const uint8_t* entry = entries.pages + slot * cache.entry_bytes;
+        for (; run; --run, ++token, entry += cache.entry_bytes) found[token] = entry;
+    }
+}
+
+// One piece of a segment: numbers begin .. end - 1.
+struct Piece {
+    const Segment& segment;
+    int64_t begin, end;
+    int64_t index, before;  // pieces and numbers of the key that come before it
+};
+
+// A piece of a block's entries, as rows of floats.
+template <int32_t F>
+static void decode_rows(const Piece& piece, const Block& block, float* to, Ahead& ahead, int64_t entries) {
+    for (int64_t token = 0; token < block.count; ++token, to += kPieceStride) {
+        if (token % 8 == 0) ahead.fetch(entries);
+        load_part<F>(block.entry[token] + piece.segment.offset, piece.segment.width, piece.begin, piece.end, to);
+    }
+}
+
+static void decode_rows(int32_t format, const Piece& piece, const Block& block, float* to, Ahead& ahead, int64_t entries) {
+    switch (format) {
+        case kCacheFloat32: return decode_rows<kCacheFloat32>(piece, block, to, ahead, entries);
+        case kCacheBfloat16: return decode_rows<kCacheBfloat16>(piece, block, to, ahead, entries);
+        case kCacheQ8: return decode_rows<kCacheQ8>(piece, block, to, ahead, entries);
+        default: return decode_rows<kCacheQ6>(piece, block, to, ahead, entries);
+    }
+}
+
+static bool side_by_side(const uint8_t* const* entry, int64_t step) {
+    bool yes = true;
+    for (int64_t i = 1; i < kLanes; ++i) yes &= entry[i] - entry[0] == i * step;
+    return yes;
+}
+
+// A piece of a block's entries, as columns at work.transposed.
+template <int32_t F>
+static void decode_columns(const Work& work, const Piece& piece, const Block& block, Ahead& ahead, int64_t entries) {
+    const int64_t width = piece.end - piece.begin;
+    for (int64_t first = 0; first < block.count; first += kLanes) {
+        ahead.fetch(entries);
+        float* to = work.transposed + first;
+        const uint8_t* const* entry = block.entry + first;
+#if defined(TW_AVX512)
+        if (block.count - first >= kLanes && width % whole_numbers(F) == 0 && side_by_side(entry, work.cache.entry_bytes)) {
+            load_transposed<F>(*entry + piece.segment.offset, work.cache.entry_bytes, piece.segment.width, piece.begin,
+                               piece.end, to, kBlock);
+            continue;
+        }
+#endif
+        for (int64_t i = 0; i < kLanes && first + i < block.count; ++i)
+            load_part<F>(entry[i] + piece.segment.offset, piece.segment.width, piece.begin, piece.end,
+                         work.piece + i * kPieceStride);
+        for (int64_t i = 0; i < width; i += kLanes) transpose(work.piece + i, kPieceStride, to + i * kBlock, kBlock);
+    }
+}
+
+static void decode_columns(const Work& work, const Piece& piece, const Block& block, Ahead& ahead, int64_t entries) {
+    switch (work.cache.format) {
+        case kCacheFloat32: return decode_columns<kCacheFloat32>(work, piece, block, ahead, entries);
+        case kCacheBfloat16: return decode_columns<kCacheBfloat16>(work, piece, block, ahead, entries);
+        case kCacheQ8: return decode_columns<kCacheQ8>(work, piece, block, ahead, entries);
+        default: return decode_columns<kCacheQ6>(work, piece, block, ahead, entries);
+    }
+}
+
+// Calls f(piece) for every piece of `count` segments.
+template <typename F>
+TW_INLINE void for_pieces(const Segment* segments, int64_t count, F&& f) {
+    int64_t index = 0, before = 0;
+    for (int64_t i = 0; i < count; before += segments[i++].width)
+        for (int64_t begin = 0; begin < segments[i].width; begin += kPiece) {
+            const int64_t end = begin + kPiece < segments[i].width ? begin + kPiece : segments[i].width;
+            f(Piece{segments[i], begin, end, index++, before + begin});
+        }
 }
 
 // Calls f(first row, rows in lanes, rows that exist) for every panel.
@@ -77,188 +179,170 @@ TW_INLINE void for_panels(int64_t rows, F&& f) {
     }
 }
 
-static void multiply_all(Operands x, int64_t groups, int64_t rows) {
-    for (int64_t group = 0; group < groups; group += kMostGroups) {
-        multiply(x, groups - group < kMostGroups ? groups - group : kMostGroups, rows);
-        x.a += kMostGroups * kLanes;
-        x.c += kMostGroups * kLanes;
-    }
-}
-
-static void prepare_queries(const Work& work, bool few) {
+// Row `row`'s part of a piece, scaled.
+static void scaled_query(const Work& work, int64_t row, const Piece& piece, float* to) {
     const QueryRows& rows = work.rows;
-    const int64_t padded = padded_lanes(work.key_width);
+    const int64_t token = (rows.first + row) / rows.heads, head = (rows.first + row) % rows.heads;
+    const float* from = rows.q + token * rows.token_stride + head * work.head.key_width() + piece.before;
     const float scale = rows.scale * kLog2E;
-    for (int64_t r = 0; r < (few ? rows.count : padded_lanes(rows.count)); ++r) {
-        float* to = work.queries + r * work.key_stride;
-        std::memset(to, 0, padded * sizeof(float));
-        if (r >= rows.count) continue;
-        const int64_t token = (rows.first + r) / rows.heads, head = (rows.first + r) % rows.heads;
-        const float* from = rows.q + token * rows.token_stride + head * work.key_width;
-        for (int64_t i = 0; i < work.key_width; ++i) to[i] = from[i] * scale;
-    }
-    if (few) return;
-    for_panels(rows.count, [&](int64_t first, int64_t in_lanes, int64_t) {
-        for (int64_t row = 0; row < in_lanes; row += kLanes)
-            for (int64_t i = 0; i < padded; i += kLanes)
-                transpose(work.queries + (first + row) * work.key_stride + i, work.key_stride,
-                          work.transposed + first * work.key_stride + i * in_lanes + row, in_lanes);
+    for (int64_t i = 0; i < piece.end - piece.begin; ++i) to[i] = from[i] * scale;
+}
+
+static void prepare_queries(const Work& work) {
+    const int64_t rows = work.rows.count, panel_steps = padded_lanes(work.head.key_width()) + kLanes;
+    for_pieces(work.head.key, work.head.num_keys, [&](const Piece& piece) {
+        if (work.few) {
+            for (int64_t r = 0; r < rows; ++r)
+                scaled_query(work, r, piece, work.queries + (piece.index * rows + r) * kPieceStride);
+            return;
+        }
+        for_panels(rows, [&](int64_t first, int64_t in_lanes, int64_t) {
+            for (int64_t lane = 0; lane < in_lanes; lane += kLanes) {
+                std::memset(work.piece, 0, kLanes * kPieceStride * sizeof(float));
+                for (int64_t r = 0; r < kLanes && first + lane + r < rows; ++r)
+                    scaled_query(work, first + lane + r, piece, work.piece + r * kPieceStride);
+                float* to = work.queries + first * panel_steps + piece.before * in_lanes + lane;
+                for (int64_t i = 0; i < piece.end - piece.begin; i += kLanes)
+                    transpose(work.piece + i, kPieceStride, to + i * in_lanes, in_lanes);
+            }
+        });
     });
 }
 
-// Entries position .. position + count - 1 to rows of floats.
-template <int32_t F>
-static void decode_block(const Work& work, const Entries& entries, const HeadSpec& head, int64_t position, int64_t count) {
-    const CacheSpec& cache = entries.cache;
-    for (int64_t token = 0; token < count;) {
-        int64_t slot = position + token - entries.first, run = count - token;  // entries that lie side by side
-        if (entries.page_table) {
-            const int64_t at = position + token, offset = at % cache.page_size;
-            slot = entries.page_table[at / cache.page_size] * cache.page_size + offset;
-            if (run > cache.page_size - offset) run = cache.page_size - offset;
-        }
-        const uint8_t* entry = entries.pages + slot * cache.entry_bytes;
-        for (; run; --run, ++token, entry += cache.entry_bytes) {
-            float* key = work.keys + token * work.key_stride;
-            load_segment<F>(entry + head.key[0].offset, head.key[0].width, key);
-            if (head.num_keys > 1) load_segment<F>(entry + head.key[1].offset, head.key[1].width, key + head.key[0].width);
-            if (work.values != work.keys)
-                load_segment<F>(entry + head.value.offset, head.value.width, work.values + token * work.value_stride);
-        }
+// state = state * factor + weights * values, for the values of a block.
+template <int64_t Stride>
+static void add_values(const Work& work, const float* weights, int64_t step, int64_t count, int64_t first, int64_t rows,
+                       const Softmax& softmax, Ahead& ahead, int64_t entries) {
+    float* sum = work.state + first * work.state_stride + kLanes;
+    for (int64_t left = work.head.value.width, piece = 0; left > 0; left -= kPiece, ++piece)
+        multiply<Stride>({work.values + piece * kBlockPiece, kPieceStride, weights, step, count, sum + piece * kPiece,
+                          work.state_stride, softmax.factor, 1},
+                         padded_lanes(left < kPiece ? left : kPiece) / kLanes, rows, ahead, entries);
+}
+
+static void decode_values(const Work& work, const Block& block, Ahead& ahead, int64_t entries) {
+    for_pieces(&work.head.value, 1, [&](const Piece& piece) {
+        decode_rows(work.cache.format, piece, block, work.values + piece.index * kBlockPiece, ahead, entries);
+    });
+}
+
+static void attend_few(const Work& work, const Block& block, Ahead& ahead) {
+    const int64_t rows = work.rows.count, groups = padded_lanes(block.count) / kLanes;
+    for_pieces(work.head.key, work.head.num_keys, [&](const Piece& piece) {
+        decode_columns(work, piece, block, ahead, 5);
+        multiply<kPieceStride>({work.transposed, kBlock, work.queries + piece.index * rows * kPieceStride, 1,
+                                piece.end - piece.begin, work.scores, kPieceStride, piece.index ? &kOne : nullptr, 0},
+                               groups, rows, ahead, 5);
+    });
+    weigh_rows(work.softmax[0], rows, work.scores, kPieceStride, block.count);
+    if (work.head.value.width % kLanes == 0) {
+        ahead.fetch(16);
+        return add_entries(work.cache.format, {work.head.value, block.entry, block.count, work.scores, work.state + kLanes,
+                                               work.state_stride, work.softmax[0].factor}, rows);
     }
+    decode_values(work, block, ahead, 4);
+    add_values<kPieceStride>(work, work.scores, 1, block.count, 0, rows, work.softmax[0], ahead, 5);
 }
 
-static void decode(const Work& work, const Entries& entries, const HeadSpec& head, int64_t position, int64_t count) {
-    switch (entries.cache.format) {
-        case kCacheFloat32: return decode_block<kCacheFloat32>(work, entries, head, position, count);
-        case kCacheBfloat16: return decode_block<kCacheBfloat16>(work, entries, head, position, count);
-        case kCacheQ8: return decode_block<kCacheQ8>(work, entries, head, position, count);
-        default: return decode_block<kCacheQ6>(work, entries, head, position, count);
-    }
-}
-
-// New largest scores, and what sums so far are to be multiplied with. `most` holds the block's largest scores.
-TW_INLINE void raise(lanes most, float* largest, float* factor) {
-    const lanes before = load<lanes>(largest), now = larger(before, most);
-    tw::store(factor, power_of_two(before - now));
-    tw::store(largest, now);
-}
-
-TW_INLINE void add_up(lanes sum, const float* factor, float* total) {
-    tw::store(total, fused(load<lanes>(total), load<lanes>(factor), sum));
-}
-
-// Scores [tokens, rows] of sixteen rows in lanes become weights. Up to the next multiple of sixteen, tokens a row does
-// not see weigh nothing.
-static void weigh_lanes(const Work& work, int64_t row, float* scores, int64_t step, int64_t count, bool all_seen) {
-    const int64_t padded = padded_lanes(count);
-    for (int part = 0; part < kLanes; part += kWidth, row += kWidth, scores += kWidth) {
-        const int_lanes seen = load<int_lanes>(work.seen + row);
-        if (!all_seen)
-            for (int32_t t = 0; t < count; ++t)
-                tw::store(scores + t * step, seen > t ? load<lanes>(scores + t * step) : all(-INFINITY));
-        for (int64_t t = count; t < padded; ++t) tw::store(scores + t * step, all(-INFINITY));
-        lanes most[4] = {all(-INFINITY), all(-INFINITY), all(-INFINITY), all(-INFINITY)};
-        for (int64_t t = 0; t < padded; t += 4)
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) most[i] = larger(most[i], load<lanes>(scores + (t + i) * step));
-        raise(larger(larger(most[0], most[1]), larger(most[2], most[3])), work.largest + row, work.factor + row);
-        const lanes largest = load<lanes>(work.largest + row);
-        lanes sums[kLanes] = {};
-        for (int64_t t = 0; t < padded; t += kLanes)
-#pragma GCC unroll 16
-            for (int i = 0; i < kLanes; ++i) {
-                const lanes weight = power_of_two(load<lanes>(scores + (t + i) * step) - largest);
-                tw::store(scores + (t + i) * step, weight);
-                sums[i] += weight;
-            }
-        add_up(sum_of_sixteen(sums), work.factor + row, work.total + row);
-    }
-}
-
-// Scores [rows, kBlock] of a few rows, with tokens in lanes, become weights: the same as weigh_lanes.
-static void weigh_rows(const Work& work, int64_t rows, int64_t count) {
-    alignas(64) float most[kLanes], sums[kLanes];
-    for (int64_t r = 0; r < kLanes; ++r) most[r] = -INFINITY, sums[r] = 0;
-    const int64_t padded = padded_lanes(count);
-    for (int64_t r = 0; r < rows; ++r) {
-        float* scores = work.scores + r * kBlock;
-        for (int64_t t = work.seen[r]; t < padded; ++t) scores[t] = -INFINITY;
-        float largest[kLanes];
-        std::memcpy(largest, scores, sizeof largest);
-        for (int64_t t = kLanes; t < padded; t += kLanes)
-            for (int i = 0; i < kLanes; i += kWidth)
-                tw::store(largest + i, larger(load<lanes>(largest + i), load<lanes>(scores + t + i)));
-        most[r] = largest_of(largest);
-    }
-    for (int64_t r = 0; r < kLanes; r += kWidth) raise(load<lanes>(most + r), work.largest + r, work.factor + r);
-    for (int64_t r = 0; r < rows; ++r) {
-        float* scores = work.scores + r * kBlock;
-        float sum[kLanes] = {};
-        for (int64_t t = 0; t < padded; t += kLanes)
-            for (int i = 0; i < kLanes; i += kWidth) {
-                const lanes weight = power_of_two(load<lanes>(scores + t + i) - all(work.largest[r]));
-                tw::store(scores + t + i, weight);
-                tw::store(sum + i, load<lanes>(sum + i) + weight);
-            }
-        sums[r] = sum_of_sixteen(sum);
-    }
-    for (int64_t r = 0; r < kLanes; r += kWidth) add_up(load<lanes>(sums + r), work.factor + r, work.total + r);
-}
-
-static void attend_few(const Work& work, int64_t count) {
-    const int64_t rows = work.rows.count, groups = padded_lanes(count) / kLanes;
-    for (int64_t group = 0; group < groups; ++group)
-        for (int64_t i = 0; i < work.key_width; i += kLanes)
-            transpose(work.keys + group * kLanes * work.key_stride + i, work.key_stride,
-                      work.transposed + i * kBlock + group * kLanes, kBlock);
-    multiply_all({work.transposed, kBlock, work.queries, work.key_stride, 1, work.key_width, work.scores, kBlock, nullptr},
-                 groups, rows);
-    weigh_rows(work, rows, count);
-    multiply_all({work.values, work.value_stride, work.scores, kBlock, 1, count, work.sum, work.sum_stride, work.factor},
-                 work.value_lanes / kLanes, rows);
-}
-
-static void attend_many(const Work& work, int64_t) {
-    for_panels(work.rows.count, [&](int64_t first, int64_t in_lanes, int64_t rows) {
-        const int64_t count = work.seen[first + rows - 1];  // the last row sees most
-        if (!count) return;
+static void attend_many(const Work& work, const Block& block, Ahead& ahead) {
+    const int64_t rows = work.rows.count, panel_steps = padded_lanes(work.head.key_width()) + kLanes;
+    const auto tokens_seen = [&](int64_t row) { return int64_t(work.softmax[row / kLanes].seen[row % kLanes]); };
+    for_pieces(work.head.key, work.head.num_keys, [&](const Piece& piece) {
+        const bool keep = work.value_is_key && &piece.segment == work.head.key;
+        float* keys = keep ? work.values + piece.index * kBlockPiece : work.piece;
+        decode_rows(work.cache.format, piece, block, keys, ahead, 0);
+        for_panels(rows, [&](int64_t first, int64_t in_lanes, int64_t in_panel) {
+            multiply<kPieceStride>({work.queries + first * panel_steps + piece.before * in_lanes, in_lanes, keys, 1,
+                                    piece.end - piece.begin, work.scores + first * kBlock, in_lanes,
+                                    piece.index ? &kOne : nullptr, 0},
+                                   in_lanes / kLanes, tokens_seen(first + in_panel - 1), ahead, 2);
+        });
+    });
+    if (!work.value_is_key) decode_values(work, block, ahead, 0);
+    for_panels(rows, [&](int64_t first, int64_t in_lanes, int64_t in_panel) {
+        const int64_t count = tokens_seen(first + in_panel - 1);  // the last row sees most
         float* scores = work.scores + first * kBlock;
-        multiply_all({work.transposed + first * work.key_stride, in_lanes, work.keys, work.key_stride, 1, work.key_width,
-                      scores, in_lanes, nullptr}, in_lanes / kLanes, count);
-        for (int64_t row = 0; row < in_lanes; row += kLanes)
-            weigh_lanes(work, first + row, scores + row, in_lanes, count, work.seen[first] == count);
-        multiply_all({work.values, work.value_stride, scores, 1, in_lanes, count, work.sum + first * work.sum_stride,
-                      work.sum_stride, work.factor + first}, work.value_lanes / kLanes, rows);
+        for (int64_t lane = 0; count && lane < in_lanes; lane += kLanes, scores += kLanes) {
+            Softmax& softmax = work.softmax[(first + lane) / kLanes];
+            weigh_lanes(softmax, scores, in_lanes, count, softmax.seen[0] == count);
+            add_values<1>(work, scores, in_lanes, count, first + lane, in_panel - lane < kLanes ? in_panel - lane : kLanes,
+                          softmax, ahead, 1);
+        }
     });
 }
 
-static void attend_split(const QueryRows& rows, const Entries& entries, const HeadSpec& head, int64_t begin, int64_t end,
-                         float* scratch, float* state) {
-    const Work work = make_work(rows, head, scratch, state);
-    const bool few = rows.count <= kFewRows;
-    const int64_t padded = padded_lanes(rows.count);
-    for (int64_t r = 0; r < padded; ++r) {
-        work.largest[r] = -FLT_MAX, work.total[r] = 0;
+static void look(const Work& work, int64_t position, int64_t count) {
+    for (int64_t r = 0; r < padded_lanes(work.rows.count); ++r) {
+        Softmax& softmax = work.softmax[r / kLanes];
+        const int64_t seen = softmax.visible[r % kLanes] - position;
+        softmax.seen[r % kLanes] = int32_t(seen < 0 ? 0 : seen < count ? seen : count);
+    }
+}
+
+static void begin_state(const Work& work) {
+    const QueryRows& rows = work.rows;
+    for (int64_t r = 0; r < padded_lanes(rows.count); ++r) {
+        Softmax& softmax = work.softmax[r / kLanes];
         const int64_t row = r < rows.count ? r : rows.count - 1;  // what only fills the lanes does as the last row does
-        work.visible[r] = rows.visible + (rows.first + row) / rows.heads;
+        softmax.visible[r % kLanes] = rows.visible + (rows.first + row) / rows.heads;
+        softmax.largest[r % kLanes] = -FLT_MAX;
+        softmax.total[r % kLanes] = 0;
     }
-    for (int64_t r = 0; r < rows.count; ++r) std::memset(work.sum + r * work.sum_stride, 0, work.value_lanes * sizeof(float));
-    const int64_t last = work.visible[padded - 1] < end ? work.visible[padded - 1] : end;
-    if (last > begin) prepare_queries(work, few);
-    for (int64_t position = begin; position < last; position += kBlock) {
-        const int64_t count = last - position < kBlock ? last - position : kBlock;
-        decode(work, entries, head, position, count);
-        for (int64_t r = 0; r < padded; ++r) {
-            const int64_t seen = work.visible[r] - position;
-            work.seen[r] = int32_t(seen < 0 ? 0 : seen < count ? seen : count);
+    for (int64_t r = 0; r < rows.count; ++r)
+        std::memset(work.state + r * work.state_stride, 0, work.state_stride * sizeof(float));
+}
+
+static void end_state(const Work& work) {
+    for (int64_t r = 0; r < work.rows.count; ++r) {
+        work.state[r * work.state_stride] = work.softmax[r / kLanes].largest[r % kLanes];
+        work.state[r * work.state_stride + 1] = work.softmax[r / kLanes].total[r % kLanes];
+    }
+}
+
+static void attend_block(const Work& work, const Block& block, int64_t position) {
+    Ahead ahead{block.next, block.next_count};
+    const int32_t format = work.cache.format;
+    for (int64_t i = 0; i < work.head.num_keys; ++i)
+        ahead.add(work.head.key[i].offset, segment_bytes(format, work.head.key[i].width));
+    if (!work.value_is_key) ahead.add(work.head.value.offset, segment_bytes(format, work.head.value.width));
+    look(work, position, block.count);
+    if (work.few) attend_few(work, block, ahead);
+    else attend_many(work, block, ahead);
+    ahead.fetch(kBlock);
+}
+
+// Heads [num_heads] side by side, block after block.
+static void attend_heads(const Work* heads, int64_t num_heads, const Entries& entries, int64_t begin, int64_t end) {
+    for (int64_t h = 0; h < num_heads; ++h) begin_state(heads[h]), prepare_queries(heads[h]);
+    Block block;
+    block.next_count = end - begin < kBlock ? end - begin : kBlock;
+    find_entries(entries, begin, block.next_count, block.next);
+    for (int64_t position = begin; position < end; position += kBlock) {
+        block.count = block.next_count;
+        std::memcpy(block.entry, block.next, sizeof block.entry);
+        const int64_t left = end - position - block.count;
+        block.next_count = left < kBlock ? left : kBlock;
+        find_entries(entries, position + block.count, block.next_count, block.next);
+        for (int64_t h = 0; h < num_heads; ++h) attend_block(heads[h], block, position);
+    }
+    for (int64_t h = 0; h < num_heads; ++h) end_state(heads[h]);
+}
+
+static void attend_split(const QueryRows& rows, const Entries& entries, const HeadSpec* heads, int64_t num_heads,
+                         int64_t begin, int64_t end, float* scratch, float* state) {
+    const int64_t visible = rows.visible + (rows.first + rows.count - 1) / rows.heads;  // to the last row
+    if (visible < end) end = visible > begin ? visible : begin;
+    const int64_t together = rows.count <= kFewRows ? num_heads : 1;
+    Work work[kMostHeads];
+    for (int64_t first = 0; first < num_heads; first += together) {
+        for (int64_t i = 0; i < together; ++i) {
+            const HeadSpec& head = heads[first + i];
+            QueryRows its = rows;
+            its.q += (first + i) * rows.heads * head.key_width();
+            work[i] = make_work(its, head, entries.cache, i, scratch,
+                                state + (first + i) * rows.count * state_floats(head.value.width));
         }
-        if (few) attend_few(work, count);
-        else attend_many(work, count);
-    }
-    for (int64_t r = 0; r < rows.count; ++r) {
-        state[r * work.sum_stride] = work.largest[r];
-        state[r * work.sum_stride + 1] = work.total[r];
+        attend_heads(work, together, entries, begin, end);
     }
 }
 

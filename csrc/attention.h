@@ -14,7 +14,8 @@ class Pool;
 class Scratch;
 
 constexpr int64_t kSplit = 512;
-constexpr int64_t kMaxRows = 64;  // query rows computed together
+constexpr int64_t kMaxRows = 64;   // query rows computed together
+constexpr int64_t kMostHeads = 8;  // key-value heads computed together
 
 // How a segment - a run of numbers stored together - lies in a cache entry: see tapwater/ops/cache_format.py.
 enum CacheFormat : int32_t { kCacheFloat32 = 0, kCacheBfloat16 = 1, kCacheQ8 = 2, kCacheQ6 = 3 };
@@ -80,10 +81,11 @@ struct AttentionKernels {
     void (*load)(int32_t format, const uint8_t* from, int64_t width, float* x);
 
     int64_t (*split_scratch_floats)(const HeadSpec& head);
-    // What rows get from positions begin .. end - 1 of one split, into `state`: rows of state_floats(value width) numbers.
-    // `scratch` is split_scratch_floats(head) numbers on a cache line.
-    void (*attend_split)(const QueryRows& rows, const Entries& entries, const HeadSpec& head, int64_t begin, int64_t end,
-                         float* scratch, float* state);
+    // What rows get from positions begin .. end - 1 of one split, into `state`: [num_heads, rows] of state_floats(value
+    // width) numbers. The heads are neighbours of one shape, num_heads <= kMostHeads and num_heads * rows <= kMaxRows, and
+    // rows.q is of the first; `scratch` is split_scratch_floats(head) numbers on a cache line.
+    void (*attend_split)(const QueryRows& rows, const Entries& entries, const HeadSpec* heads, int64_t num_heads,
+                         int64_t begin, int64_t end, float* scratch, float* state);
     // Adds what rows got from a later split to what they got before it.
     void (*merge)(int64_t rows, int64_t value_width, const float* later, float* state);
     // The attended values; `out` is of token 0 and head 0, and laid out as q is, `token_stride` numbers to the next token.

@@ -44,10 +44,11 @@ struct Call {
         return {q + at, heads * key_width(), heads_per_kv, item.first_row + skip, count, visible, scale};
     }
 
-    void attend(const Item& item, int64_t head, int64_t split, float* scratch, float* state) const {
+    void attend(const Item& item, int64_t split, float* scratch, float* state) const {
         const Entries entries{pages, cache, requests.page_table + item.request * requests.pages_per_request, 0};
         const int64_t end = (split + 1) * kSplit < item.context ? (split + 1) * kSplit : item.context;
-        kernels.attend_split(rows(item, head, 0, item.rows), entries, kv_heads[head], split * kSplit, end, scratch, state);
+        kernels.attend_split(rows(item, item.first_head, 0, item.rows), entries, kv_heads + item.first_head, item.heads,
+                             split * kSplit, end, scratch, state);
     }
 
     void finish(const Item& item, int64_t head, int64_t skip, int64_t count, const float* state) const {
@@ -61,31 +62,31 @@ struct Plan {
     int64_t num_items;
     Task* tasks;
     int64_t num_tasks;
-    int64_t most_heads;  // of any item
 };
 
 // Decoding rows take all key-value heads together, so that an entry is read whole while it is at hand; with too little
 // work for all threads, and for many rows, every head is an item.
 Plan make_plan(const Call& call, Scratch& scratch, int threads) {
-    constexpr int64_t kTogether = 16;  // rows a head
     const int64_t enough = threads == 1 ? 1 : 4 * threads;
     int64_t splits = 0, most_items = 0;
     for (int64_t r = 0; r < call.requests.count; ++r) {
         splits += (call.requests.context_lengths[r] + kSplit - 1) / kSplit;
         most_items += (call.query_rows(r) + kMaxRows - 1) / kMaxRows * call.num_kv_heads;
     }
-    Plan plan{scratch.take<Item>(most_items), 0, nullptr, 0, 1};
+    Plan plan{scratch.take<Item>(most_items), 0, nullptr, 0};
     int64_t token = 0, cost = 0, most_tasks = 0;
     for (int64_t r = 0; r < call.requests.count; token += call.requests.query_lengths[r++]) {
         const int64_t rows = call.query_rows(r);
-        const int64_t together = rows <= kTogether && splits >= enough ? call.num_kv_heads : 1;
-        if (together > plan.most_heads) plan.most_heads = together;
+        int64_t together = splits >= enough ? kMaxRows / rows : 1;
+        if (together > kMostHeads) together = kMostHeads;
+        if (together < 1) together = 1;
         for (int64_t first = 0; first < rows; first += kMaxRows)
             for (int64_t head = 0; head < call.num_kv_heads; head += together) {
                 const int64_t count = rows - first < kMaxRows ? rows - first : kMaxRows;
                 const int64_t before = call.requests.context_lengths[r] - call.requests.query_lengths[r];
                 const int64_t context = before + (first + count - 1) / call.heads_per_kv + 1;
-                const Item item{r, token, first, count, head, together, context, nullptr};
+                const int64_t heads = call.num_kv_heads - head < together ? call.num_kv_heads - head : together;
+                const Item item{r, token, first, count, head, heads, context, nullptr};
                 plan.items[plan.num_items++] = item;
                 cost += item.cost();
                 most_tasks += item.splits();
@@ -103,16 +104,14 @@ Plan make_plan(const Call& call, Scratch& scratch, int threads) {
     return plan;
 }
 
-// All of an item's splits, one after the other. `states` is [heads + 1, rows].
+// All of an item's splits, one after the other. `states` is [2, heads, rows].
 void attend_all(const Call& call, const Item& item, float* scratch, float* states) {
     const int64_t size = item.rows * state_floats(call.value_width());
     float* later = states + item.heads * size;
-    for (int64_t split = 0; split < item.splits(); ++split)
-        for (int64_t head = 0; head < item.heads; ++head) {
-            float* state = states + head * size;
-            call.attend(item, item.first_head + head, split, scratch, split ? later : state);
-            if (split) call.kernels.merge(item.rows, call.value_width(), later, state);
-        }
+    for (int64_t split = 0; split < item.splits(); ++split) {
+        call.attend(item, split, scratch, split ? later : states);
+        if (split) call.kernels.merge(item.heads * item.rows, call.value_width(), later, states);
+    }
     for (int64_t head = 0; head < item.heads; ++head)
         call.finish(item, item.first_head + head, 0, item.rows, states + head * size);
 }
@@ -136,16 +135,14 @@ void paged_attention(Pool& pool, Scratch& scratch, const AttentionKernels& kerne
     const Plan plan = make_plan(call, scratch, pool.threads());
     const int64_t row = state_floats(call.value_width());
     const int64_t per_split = padded_lanes(kernels.split_scratch_floats(kv_heads[0]));
-    const int64_t per_thread = per_split + (plan.most_heads + 1) * kMaxRows * row;
+    const int64_t per_thread = per_split + 2 * kMaxRows * row;
     float* memory = scratch.take<float>(pool.threads() * per_thread);
     parallel_on_threads(pool, plan.num_tasks, [&](int64_t part, int thread) {
         const Task& task = plan.tasks[part];
         const Item& item = *task.item;
         float* mine = memory + thread * per_thread;
         if (task.split < 0) return attend_all(call, item, mine, mine + per_split);
-        for (int64_t head = 0; head < item.heads; ++head)
-            call.attend(item, item.first_head + head, task.split, mine,
-                        item.states + (task.split * item.heads + head) * item.rows * row);
+        call.attend(item, task.split, mine, item.states + task.split * item.heads * item.rows * row);
     });
     for (int64_t i = 0; i < plan.num_items; ++i) {
         const Item& item = plan.items[i];

@@ -137,7 +137,7 @@ void expand(Run& run, const Model& model, const Layer& layer, const PagedCache& 
             for (int64_t block = 0; block < blocks; ++block) {
                 const QueryRows rows = rows_of(block);
                 float* state = states + block * state_size;
-                kernels.attend_split(rows, split, spec, begin, end, attend_scratch, begin ? later : state);
+                kernels.attend_split(rows, split, &spec, 1, begin, end, attend_scratch, begin ? later : state);
                 if (begin) kernels.merge(rows.count, value, later, state);
             }
         }
