@@ -151,7 +151,7 @@ static void decode_columns(const Work& work, const Piece& piece, const Block& bl
 }
 
 static void decode_columns(const Work& work, const Piece& piece, const Block& block, Ahead& ahead, int64_t entries) {
-    switch (work.cache.format) {
+    switch (piece.segment.format) {
         case kCacheFloat32: return decode_columns<kCacheFloat32>(work, piece, block, ahead, entries);
         case kCacheBfloat16: return decode_columns<kCacheBfloat16>(work, piece, block, ahead, entries);
         case kCacheQ8: return decode_columns<kCacheQ8>(work, piece, block, ahead, entries);
@@ -222,7 +222,7 @@ static void add_values(const Work& work, const float* weights, int64_t step, int
 
 static void decode_values(const Work& work, const Block& block, Ahead& ahead, int64_t entries) {
     for_pieces(&work.head.value, 1, [&](const Piece& piece) {
-        decode_rows(work.cache.format, piece, block, work.values + piece.index * kBlockPiece, ahead, entries);
+        decode_rows(piece.segment.format, piece, block, work.values + piece.index * kBlockPiece, ahead, entries);
     });
 }
 
@@ -237,7 +237,7 @@ static void attend_few(const Work& work, const Block& block, Ahead& ahead) {
     weigh_rows(work.softmax[0], rows, work.scores, kPieceStride, block.count);
     if (work.head.value.width % kLanes == 0) {
         ahead.fetch(16);
-        return add_entries(work.cache.format, {work.head.value, block.entry, block.count, work.scores, work.state + kLanes,
+        return add_entries(work.head.value.format, {work.head.value, block.entry, block.count, work.scores, work.state + kLanes,
                                                work.state_stride, work.softmax[0].factor}, rows);
     }
     decode_values(work, block, ahead, 4);
@@ -250,7 +250,7 @@ static void attend_many(const Work& work, const Block& block, Ahead& ahead) {
     for_pieces(work.head.key, work.head.num_keys, [&](const Piece& piece) {
         const bool keep = work.value_is_key && &piece.segment == work.head.key;
         float* keys = keep ? work.values + piece.index * kBlockPiece : work.piece;
-        decode_rows(work.cache.format, piece, block, keys, ahead, 0);
+        decode_rows(piece.segment.format, piece, block, keys, ahead, 0);
         for_panels(rows, [&](int64_t first, int64_t in_lanes, int64_t in_panel) {
             multiply<kPieceStride>({work.queries + first * panel_steps + piece.before * in_lanes, in_lanes, keys, 1,
                                     piece.end - piece.begin, work.scores + first * kBlock, in_lanes,
@@ -301,10 +301,9 @@ static void end_state(const Work& work) {
 
 static void attend_block(const Work& work, const Block& block, int64_t position) {
     Ahead ahead{block.next, block.next_count};
-    const int32_t format = work.cache.format;
     for (int64_t i = 0; i < work.head.num_keys; ++i)
-        ahead.add(work.head.key[i].offset, segment_bytes(format, work.head.key[i].width));
-    if (!work.value_is_key) ahead.add(work.head.value.offset, segment_bytes(format, work.head.value.width));
+        ahead.add(work.head.key[i].offset, segment_bytes(work.head.key[i].format, work.head.key[i].width));
+    if (!work.value_is_key) ahead.add(work.head.value.offset, segment_bytes(work.head.value.format, work.head.value.width));
     look(work, position, block.count);
     if (work.few) attend_few(work, block, ahead);
     else attend_many(work, block, ahead);

@@ -30,7 +30,6 @@ inline int64_t segment_bytes(int32_t format, int64_t width) {
 }
 
 struct CacheSpec {
-    int32_t format;
     int64_t entry_bytes;
     int64_t page_size;
 };
@@ -38,6 +37,7 @@ struct CacheSpec {
 struct Segment {
     int64_t offset;  // bytes from the start of the entry
     int64_t width;   // numbers
+    int32_t format;  // a CacheFormat
 };
 
 // Where one key-value head lies in an entry: its key is the concatenation of one or two segments.

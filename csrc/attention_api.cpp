@@ -165,7 +165,7 @@ void store_entries(Pool& pool, const AttentionKernels& kernels, const float* x, 
         for (int64_t token = begin; token < end; ++token) {
             const float* from = x + token * width;
             for (int64_t i = 0; i < num_segments; from += segments[i++].width)
-                kernels.store(cache.format, from, segments[i].width, pages + slots[token] * cache.entry_bytes + segments[i].offset);
+                kernels.store(segments[i].format, from, segments[i].width, pages + slots[token] * cache.entry_bytes + segments[i].offset);
         }
     });
 }

@@ -7,20 +7,23 @@ PagedCache paged_cache(Run& run, const Model& model, int64_t layer, const Step& 
     const bool latent = model.kv_lora_rank;
     const int64_t count = latent ? 2 : 2 * model.num_kv_heads;
     Segment* segments = run.scratch.take<Segment>(count);
+    // six bits are too few for keys that are attended to as they are: see for_keys in tapwater/ops/cache_format.py
+    const int32_t keys = step.cache_format == kCacheQ6 ? int32_t(kCacheQ8) : step.cache_format;
     int64_t offset = 0;
     for (int64_t i = 0; i < count; ++i) {
         const int64_t width = !latent ? model.head_dim : i ? model.rope : model.kv_lora_rank;
-        segments[i] = {offset, width};
-        offset += segment_bytes(step.cache_format, width);
+        const bool is_key = latent ? i == 1 : i < model.num_kv_heads;
+        segments[i] = {offset, width, is_key ? keys : step.cache_format};
+        offset += segment_bytes(segments[i].format, width);
     }
-    return {step.pages + layer * step.layer_bytes, {step.cache_format, step.entry_bytes, step.page_size}, segments, count};
+    return {step.pages + layer * step.layer_bytes, {step.entry_bytes, step.page_size}, segments, count};
 }
 
 void store_entry(Run& run, const PagedCache& cache, int64_t slot, const float* x) {
     uint8_t* entry = cache.pages + slot * cache.spec.entry_bytes;
     for (int64_t i = 0; i < cache.num_segments; ++i) {
         const Segment& segment = cache.segments[i];
-        run.kernels.attention->store(cache.spec.format, x, segment.width, entry + segment.offset);
+        run.kernels.attention->store(segment.format, x, segment.width, entry + segment.offset);
         x += segment.width;
     }
 }

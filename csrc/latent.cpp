@@ -77,8 +77,8 @@ Context read_context(Run& run, const Model& model, const Layer& layer, const Pag
             const int64_t page = page_table[position / cache.spec.page_size];
             const int64_t slot = page * cache.spec.page_size + position % cache.spec.page_size;
             const uint8_t* entry = cache.pages + slot * cache.spec.entry_bytes;
-            kernels.load(cache.spec.format, entry + cache.segments[0].offset, rank, latent);
-            kernels.load(cache.spec.format, entry + cache.segments[1].offset, model.rope, rope);
+            kernels.load(cache.segments[0].format, entry + cache.segments[0].offset, rank, latent);
+            kernels.load(cache.segments[1].format, entry + cache.segments[1].offset, model.rope, rope);
             run.kernels.quantise(latent, rank, out.latents, position);
             std::memcpy(out.rope + position * model.rope, rope, model.rope * sizeof(float));
         }
@@ -106,8 +106,8 @@ void expand(Run& run, const Model& model, const Layer& layer, const PagedCache& 
     const Context cached = read_context(run, model, layer, cache, page_table, context);
     const AttentionKernels& kernels = *run.kernels.attention;
     const int64_t heads = model.num_heads, value = model.value, row = q.width + value;  // [K_nope, k_rope, V]
-    const HeadSpec spec{{{0, q.width}}, 1, {q.width * int64_t(sizeof(float)), value}};
-    const CacheSpec rebuilt{kCacheFloat32, row * int64_t(sizeof(float)), 0};
+    const HeadSpec spec{{{0, q.width, kCacheFloat32}}, 1, {q.width * int64_t(sizeof(float)), value, kCacheFloat32}};
+    const CacheSpec rebuilt{row * int64_t(sizeof(float)), 0};
     const int64_t blocks = (query_length + kMaxRows - 1) / kMaxRows, state_size = kMaxRows * state_floats(value);
     const int64_t split_room = kSplit * row, attend_room = kernels.split_scratch_floats(spec);
     float** rooms = run.scratch.take<float*>(run.pool.threads());

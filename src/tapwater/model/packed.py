@@ -17,7 +17,7 @@ from tapwater.model.attention import LATENT_NORM_EPS
 from tapwater.model.context import CacheView
 from tapwater.model.rope import rotation, softmax_scale
 from tapwater.model.transformer import Output
-from tapwater.ops.cache_format import CacheFormat, entry_bytes
+from tapwater.ops.cache_format import CacheFormat, for_keys, segment_bytes
 from tapwater.ops.native import Kernels
 from tapwater.ops.native_model import NativeModel, Step
 from tapwater.ops.quant import PackedWeight
@@ -51,7 +51,7 @@ class PackedTransformer:
 
     def new_pages(self, num_pages: int, page_size: int) -> Tensor:
         """An empty cache: bytes [L, P, S, bytes of an entry]."""
-        size = entry_bytes(self.cache_format, segment_widths(self.config))
+        size = entry_size(self.config, self.cache_format)
         return torch.zeros(self.config.num_hidden_layers, num_pages, page_size, size, dtype=torch.uint8)
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> Output:
@@ -117,11 +117,13 @@ class PackedTransformer:
         )
 
 
-def segment_widths(config: ModelConfig) -> tuple[int, ...]:
-    """What a cache entry is made of: keys then values of every head, or the latent and the rope key."""
+def entry_size(config: ModelConfig, format: CacheFormat) -> int:
+    """Bytes of a token in one layer's cache: keys, then values of every head, or the latent and the rope key."""
     if config.is_mla:
-        return config.mla.kv_lora_rank, config.mla.qk_rope_head_dim
-    return (config.attention_head_dim,) * (2 * config.num_key_value_heads)
+        latent, rope = config.mla.kv_lora_rank, config.mla.qk_rope_head_dim
+        return segment_bytes(format, latent) + segment_bytes(for_keys(format), rope)
+    width = config.attention_head_dim
+    return config.num_key_value_heads * (segment_bytes(for_keys(format), width) + segment_bytes(format, width))
 
 
 def _check(config: ModelConfig, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> None:

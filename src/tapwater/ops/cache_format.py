@@ -41,6 +41,14 @@ class CacheFormat(enum.StrEnum):
         return list(CacheFormat).index(self)
 
 
+def for_keys(format: CacheFormat) -> CacheFormat:
+    """How a cache in `format` keeps what is attended to as it is: keys of grouped attention, and MLA's rope key.
+
+    Of a q6 cache they are q8: in six bits they cost SmolLM2 2% of perplexity, values 0.3%.
+    """
+    return CacheFormat.Q8 if format is CacheFormat.Q6 else format
+
+
 def segment_bytes(format: CacheFormat, width: int) -> int:
     """Bytes of a segment of `width` numbers."""
     if width < 1:

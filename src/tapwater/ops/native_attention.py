@@ -14,11 +14,11 @@ _number, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
 class _CacheSpec(ctypes.Structure):
-    _fields_ = [("format", ctypes.c_int32), ("entry_bytes", _number), ("page_size", _number)]
+    _fields_ = [("entry_bytes", _number), ("page_size", _number)]
 
 
 class _Segment(ctypes.Structure):
-    _fields_ = [("offset", _number), ("width", _number)]
+    _fields_ = [("offset", _number), ("width", _number), ("format", ctypes.c_int32)]
 
 
 class _HeadSpec(ctypes.Structure):
@@ -56,7 +56,7 @@ def store(
             entries_TX.shape[0],
             (_Segment * len(widths))(*_segments(format, widths)),
             len(widths),
-            _spec(format, pages_PSX),
+            _spec(pages_PSX),
             slots_T.data_ptr(),
             pages_PSX.data_ptr(),
         )
@@ -143,7 +143,7 @@ def _attend(
             q_THd.data_ptr(),
             heads,
             pages_PSX.data_ptr(),
-            _spec(format, pages_PSX),
+            _spec(pages_PSX),
             (_HeadSpec * len(kv_heads))(*kv_heads),
             len(kv_heads),
             requests,
@@ -155,11 +155,11 @@ def _attend(
 
 
 def _segments(format: CacheFormat, widths: Sequence[int]) -> list[_Segment]:
-    return [_Segment(entry_bytes(format, widths[:index]), width) for index, width in enumerate(widths)]
+    return [_Segment(entry_bytes(format, widths[:index]), width, format.number) for index, width in enumerate(widths)]
 
 
-def _spec(format: CacheFormat, pages_PSX: Tensor) -> _CacheSpec:
-    return _CacheSpec(format.number, pages_PSX.shape[2], pages_PSX.shape[1])
+def _spec(pages_PSX: Tensor) -> _CacheSpec:
+    return _CacheSpec(pages_PSX.shape[2], pages_PSX.shape[1])
 
 
 def _check_pages(pages_PSX: Tensor, size: int) -> None:
