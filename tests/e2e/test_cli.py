@@ -18,8 +18,13 @@ MODEL = "smollm2-135m-instruct"
 
 
 @pytest.fixture
-def command(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The model's file is there, so that nothing below waits for the network; the package need not be installed."""
+def command(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[str]:
+    """The model's file is there, so that nothing below waits for the network; the package need not be installed.
+
+    A process started in a shell's background ignores SIGINT, and so would the children it starts.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     return [sys.executable, "-m", "tapwater"]
 
