@@ -18,6 +18,7 @@ namespace TW_ISA {
 
 constexpr int64_t kBlock = 64;    // tokens; a multiple of sixteen that divides kSplit
 constexpr int64_t kFewRows = 10;  // up to here transposing keys costs less than empty lanes do
+constexpr int64_t kMemoryBound = 32;  // rows: with more, arithmetic takes longer than entries take to come by themselves
 constexpr int64_t kPanelRows = kMostGroups >= 2 ? 2 * kLanes : kLanes;  // query rows in lanes at a time
 constexpr float kLog2E = 1.44269504f;
 constexpr float kOne = 1;
@@ -122,11 +123,13 @@ static void decode_rows(int32_t format, const Piece& piece, const Block& block, 
     }
 }
 
+#if defined(TW_AVX512)
 static bool side_by_side(const uint8_t* const* entry, int64_t step) {
     bool yes = true;
     for (int64_t i = 1; i < kLanes; ++i) yes &= entry[i] - entry[0] == i * step;
     return yes;
 }
+#endif
 
 // A piece of a block's entries, as columns at work.transposed.
 template <int32_t F>
@@ -300,7 +303,7 @@ static void end_state(const Work& work) {
 }
 
 static void attend_block(const Work& work, const Block& block, int64_t position) {
-    Ahead ahead{block.next, block.next_count};
+    Ahead ahead{block.next, work.rows.count <= kMemoryBound ? block.next_count : 0};
     for (int64_t i = 0; i < work.head.num_keys; ++i)
         ahead.add(work.head.key[i].offset, segment_bytes(work.head.key[i].format, work.head.key[i].width));
     if (!work.value_is_key) ahead.add(work.head.value.offset, segment_bytes(work.head.value.format, work.head.value.width));

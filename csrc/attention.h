@@ -14,7 +14,7 @@ class Pool;
 class Scratch;
 
 constexpr int64_t kSplit = 512;
-constexpr int64_t kMaxRows = 64;   // query rows computed together
+constexpr int64_t kMaxRows = 128;  // query rows computed together
 constexpr int64_t kMostHeads = 8;  // key-value heads computed together
 
 // How a segment - a run of numbers stored together - lies in a cache entry: see tapwater/ops/cache_format.py.

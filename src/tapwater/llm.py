@@ -139,8 +139,14 @@ class LLM:
             log.info(note)
         threads = engine.threads or available_cores()
         model = PackedTransformer(packed.config, packed.weights, threads, CACHE_FORMATS[engine.cache_dtype])
-        log.info("Native kernels: %s, %d threads", instruction_set(), threads)
         return cls(model, packed.tokenizer, engine)
+
+    @property
+    def computed_by(self) -> str:
+        """What computes, for people to read."""
+        if isinstance(self._model, PackedTransformer):
+            return f"native kernels ({instruction_set()}, {self._model.kernels.threads} threads)"
+        return f"torch ({str(self._model.embed_tokens.weight.dtype).removeprefix('torch.')})"
 
     @property
     def max_context(self) -> int:

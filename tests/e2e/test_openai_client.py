@@ -71,7 +71,14 @@ def test_logprobs_at_temperature_zero_are_those_of_the_best_token(client: openai
 def test_logprob_of_a_sampled_token_is_its_own(client: openai.OpenAI) -> None:
     """Wherever the drawn token is among the best, both places name the same probability."""
     answer = client.chat.completions.create(
-        model=MODEL, messages=CAPITAL, temperature=1.5, seed=5, logprobs=True, top_logprobs=20, max_tokens=30
+        model=MODEL,
+        messages=[{"role": "user", "content": "Tell me a story about a fox."}],
+        temperature=1,
+        seed=5,
+        logprobs=True,
+        top_logprobs=20,
+        max_tokens=30,
+        extra_body={"ignore_eos": True},
     )
     content = answer.choices[0].logprobs.content
     in_top = [[each.logprob for each in token.top_logprobs if each.bytes == token.bytes] for token in content]

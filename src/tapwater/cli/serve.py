@@ -56,6 +56,9 @@ def serve(
     def say(message: str) -> None:
         out.print(message, markup=False, highlight=False, soft_wrap=True)
 
+    def ready(url: str) -> None:
+        say(f"{model_id(model)} answers at {url} (API: {url}/v1), computed by {llm.computed_by}. Ctrl-C stops it.")
+
     with bind(server) as listener:  # a taken port shows before the model is loaded
         llm = load(model, run)
         try:
@@ -64,7 +67,7 @@ def serve(
                 listener,
                 model_id=model_id(model),
                 server=server,
-                on_ready=lambda url: say(f"{model_id(model)} answers at {url} (API: {url}/v1). Ctrl-C stops it."),
+                on_ready=ready,
                 on_drain=lambda count: say(f"Finishing running answers ({count}); Ctrl-C again ends them."),
             )
         finally:
