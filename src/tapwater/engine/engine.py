@@ -5,6 +5,7 @@ them, requests whose last token was computed get a new one -> an end token, a li
 and frees its pages.
 """
 
+import math
 import operator
 import secrets
 from collections.abc import Sequence
@@ -105,10 +106,10 @@ class Engine:
             return []
         logits_RW = self.model.logits(hidden_TD[batch.rows_R])
         outputs: list[TokenOutput | RequestFailure] = []
-        finite = logits_RW.sum(dim=1).isfinite().tolist()
+        sums = logits_RW.sum(dim=1).tolist()
         likeliest = logits_RW.argmax(dim=1).tolist()
-        for request, logits_W, is_finite, best in zip(batch.sampling, logits_RW, finite, likeliest, strict=True):
-            if not is_finite:
+        for request, logits_W, total, best in zip(batch.sampling, logits_RW, sums, likeliest, strict=True):
+            if not math.isfinite(total):
                 self.finish(request, FinishReason.ABORT)
                 outputs.append(RequestFailure(request.request_id, "the model's logits are not finite numbers"))
                 continue
