@@ -6,8 +6,6 @@
 namespace tw {
 
 inline __attribute__((always_inline)) f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
-inline __attribute__((always_inline)) f32x16 minimum(f32x16 a, f32x16 b) { return a < b ? a : b; }
-
 inline __attribute__((always_inline)) f32x16 magnitude(f32x16 x) { return (f32x16)((i32x16)x & splat(0x7fffffff)); }
 
 // One order of summation for every instruction set.
@@ -53,7 +51,5 @@ inline __attribute__((always_inline)) u32x16 to_bfloat16(f32x16 x) {
     const u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return x == x ? rounded : (bits >> 16) | 0x40;
 }
-
-inline __attribute__((always_inline)) f32x16 from_bfloat16(u32x16 low_halves) { return (f32x16)(low_halves << 16); }
 
 }  // namespace tw

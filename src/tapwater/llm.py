@@ -136,7 +136,7 @@ class LLM:
             return cls(loaded.model, loaded.tokenizer, engine)
         packed = load_packed(path, PACKED_FORMATS[engine.dtype], progress)
         for note in packed.notes:
-            log.info(note)
+            log.warning("%s: %s", path, note)  # weights that are not what the file holds: said, not buried
         threads = engine.threads or available_cores()
         model = PackedTransformer(packed.config, packed.weights, threads, CACHE_FORMATS[engine.cache_dtype])
         return cls(model, packed.tokenizer, engine)
