@@ -30,15 +30,15 @@ struct Matrix {
 
 // The input of matrices: 8-bit rows for quantised weights, bfloat16 rows for bf16 weights, or both.
 //
-// x = scale * q per row and group of 32, with the group's sum of q, and of scale * q, beside it. Rows lie in tiles of eight, and within a
-// tile by group, so that a kernel walks all arrays front to back and reaches every row of a group at a fixed offset:
-// q and half are [tiles, groups, 8, 32], scale, sum and total are [tiles, groups, 8].
+// x = scale * q per row and group of 32, with the group's sum of q, and of scale * q, beside it. Rows lie in tiles of 1 or 8,
+// and within a tile by group, so that a kernel walks all arrays front to back and reaches every row of a group at a fixed
+// offset: q and half are [tiles, groups, tile, 32], scale, sum and total are [tiles, groups, tile].
 //
 // A row's kOutliers largest numbers can be kept in float, `outlier` saying where: in the q's they are zero. A few channels
 // of a residual stream are often hundreds of times larger than the others and would take the steps of their group away
 // from its 31 others.
-constexpr int64_t kTileRows = 8;
 constexpr int64_t kOutliers = 4;
+constexpr int64_t kMostTileRows = 8;
 
 struct Activations {
     int8_t* q;
@@ -48,7 +48,11 @@ struct Activations {
     uint16_t* half;
     int32_t* outlier;  // [rows, kOutliers] columns, or null
     float* outlier_value;
-    int64_t rows, groups;
+    int64_t rows, groups, tile;
+
+    static int64_t tile_for(int64_t rows) { return rows == 1 ? 1 : kMostTileRows; }
+    // Where group `group` of row `row` is, in units of groups.
+    int64_t at(int64_t row, int64_t group) const { return (row / tile * groups + group) * tile + row % tile; }
 };
 
 // Where results go: row m to y + (row ? row[m] : m) * stride, times weight[m] if there are weights, added if `add`.

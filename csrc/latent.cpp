@@ -62,18 +62,19 @@ struct Context {
 
 Context read_context(Run& run, const Model& model, const Layer& layer, const PagedCache& cache, const int64_t* page_table,
                      int64_t context) {
-    const int64_t rank = model.kv_lora_rank, tiles = (context + kTileRows - 1) / kTileRows;
+    constexpr int64_t kPiece = kMostTileRows;
+    const int64_t rank = model.kv_lora_rank, pieces = (context + kPiece - 1) / kPiece;
     const int64_t width = padded_lanes(rank) + padded_lanes(model.rope);
     const Context out{take_activations(run, context, rank, is_integer(layer.kv_key) || is_integer(layer.kv_value),
                                        is_bfloat16(layer.kv_key) || is_bfloat16(layer.kv_value), true),
                       run.scratch.take<float>(context * model.rope)};
     float* rows = run.scratch.take<float>(run.pool.threads() * width);
     const AttentionKernels& kernels = *run.kernels.attention;
-    parallel_on_threads(run.pool, tiles, [&](int64_t tile, int thread) {
+    parallel_on_threads(run.pool, pieces, [&](int64_t piece, int thread) {
         float* latent = rows + thread * width;
         float* rope = latent + padded_lanes(rank);
-        const int64_t end = (tile + 1) * kTileRows < context ? (tile + 1) * kTileRows : context;
-        for (int64_t position = tile * kTileRows; position < end; ++position) {
+        const int64_t end = (piece + 1) * kPiece < context ? (piece + 1) * kPiece : context;
+        for (int64_t position = piece * kPiece; position < end; ++position) {
             const int64_t page = page_table[position / cache.spec.page_size];
             const int64_t slot = page * cache.spec.page_size + position % cache.spec.page_size;
             const uint8_t* entry = cache.pages + slot * cache.spec.entry_bytes;
@@ -88,9 +89,9 @@ Context read_context(Run& run, const Model& model, const Layer& layer, const Pag
 
 // Positions begin..end of a context: a split is a multiple of the tile of activations.
 Activations slice(const Activations& x, int64_t begin, int64_t end) {
-    const int64_t at = begin / kTileRows * x.groups * kTileRows;
+    const int64_t at = x.at(begin, 0);
     Activations part{};
-    part.rows = end - begin, part.groups = x.groups;
+    part.rows = end - begin, part.groups = x.groups, part.tile = x.tile;
     if (x.q) {
         part.q = x.q + at * 32, part.scale = x.scale + at, part.sum = x.sum + at, part.total = x.total + at;
         part.outlier = x.outlier + begin * kOutliers, part.outlier_value = x.outlier_value + begin * kOutliers;

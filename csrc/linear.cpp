@@ -1,4 +1,5 @@
 // Products with packed weights. Compiled once per instruction set, each time into a namespace of its own (TW_ISA).
+#include "blocks.h"
 #include "kernels.h"
 #include "math.h"
 #include "rows.h"
@@ -6,69 +7,19 @@
 namespace tw {
 namespace TW_ISA {
 
-constexpr int kBlockQ4 = kLanes * kGroup / 2;  // bytes of sixteen rows of 32 four-bit weights
-constexpr int kBlockQ8 = kLanes * kGroup;
-
-template <Format F>
-constexpr int kBytes = F == kBf16 ? 2 * kLanes * kGroup : F == kQ8 ? kBlockQ8 + 32 : F == kQ4Min ? kBlockQ4 + 64 : kBlockQ4 + 32;
-
-// The eight vectors of weights of one block: vector j holds columns 4j..4j+3 of each of the sixteen rows.
-template <Format F>
-static inline __attribute__((always_inline)) void unpack(const uint8_t* block, u8x64 weights[8]) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-        if (F == kQ8) {
-            weights[2 * j] = load<u8x64>(block + 128 * j);
-            weights[2 * j + 1] = load<u8x64>(block + 128 * j + 64);
-#if defined(TW_AVX512)
-            weights[2 * j] ^= 0x80;  // to unsigned; the accumulator starts 128 * sum(x) low to make up for it
-            weights[2 * j + 1] ^= 0x80;
-#endif
-        } else {
-            const u8x64 pairs = load<u8x64>(block + 64 * j);
-            weights[j] = pairs & 15;
-            weights[j + 4] = (u8x64)((u16x32)pairs >> 4) & 15;
-        }
-    }
-}
-
-// Rows 0..7 are the ones that find weights in memory, later ones find them in caches. The hardware's own prefetching stops
-// at every page and is a third slower; past the end of the matrix nothing happens.
-template <Format F>
-static inline __attribute__((always_inline)) void prefetch_block(const uint8_t* block) {
-    constexpr int kAhead = 4096;
-#pragma GCC unroll 16
-    for (int line = 0; line < kBytes<F>; line += 64) __builtin_prefetch(block + kAhead + line);
-}
-
-// Column `column` of sixteen rows, as floats.
-template <Format F>
-static inline __attribute__((always_inline)) f32x16 column_of(const uint8_t* row_block, int32_t column) {
-    const uint8_t* block = row_block + column / kGroup * kBytes<F>;
-    const int k = column % kGroup, vector = k / 4, byte = k % 4;
-    const uint16_t* halves = (const uint16_t*)(block + (F == kQ8 ? kBlockQ8 : kBlockQ4));
-    if (F == kQ8) {
-        const i32x16 q = load<i32x16>(block + 64 * vector) << (24 - 8 * byte);
-        return load_half(halves) * to_float(q >> 24);
-    }
-    const i32x16 q = (load<i32x16>(block + 64 * (vector % 4)) >> (8 * byte + vector / 4 * 4)) & 15;
-    if (F == kQ4) return load_half(halves) * to_float(q - 8);
-    return load_half(halves) * to_float(q) + load_half(halves + kLanes);
-}
-
-// M rows of x against one row-block: every row sees the same operations in the same order whatever M is, so a row's
-// result does not depend on its neighbours.
+// M rows of x from row `first`, a multiple of eight, against one row-block: every row sees the same operations in the
+// same order whatever M is, so a row's result does not depend on its neighbours.
 template <Format F, int M>
-static inline __attribute__((always_inline)) void integer_tile(const uint8_t* row_block, const Activations& x, int64_t tile,
+static inline __attribute__((always_inline)) void integer_rows(const uint8_t* block, const Activations& x, int64_t first,
                                                                f32x16 out[M]) {
-    const uint8_t* block = row_block;
-    const int8_t* q = x.q + tile * x.groups * kTileRows * kGroup;
-    const float* scale = x.scale + tile * x.groups * kTileRows;
-    const int32_t* sum = x.sum + tile * x.groups * kTileRows;
-    const float* total = x.total + tile * x.groups * kTileRows;
+    const int64_t at = x.at(first, 0);
+    const int8_t* q = x.q + at * kGroup;
+    const float* scale = x.scale + at;
+    const int32_t* sum = x.sum + at;
+    const float* total = x.total + at;
     f32x16 acc[M] = {};
     for (int64_t group = 0; group < x.groups; ++group) {
-        if (!tile) prefetch_block<F>(block);
+        if (!first) prefetch_block<F>(block);
         u8x64 weights[8];
         unpack<F>(block, weights);
         const uint16_t* halves = (const uint16_t*)(block + (F == kQ8 ? kBlockQ8 : kBlockQ4));
@@ -91,71 +42,80 @@ static inline __attribute__((always_inline)) void integer_tile(const uint8_t* ro
             if (F == kQ4Min) acc[m] += low * splat(total[m]);
         }
         block += kBytes<F>;
-        q += kTileRows * kGroup;
-        scale += kTileRows;
-        sum += kTileRows;
-        total += kTileRows;
-    }
-    if (x.outlier) {
-        const int32_t* outlier = x.outlier + tile * kTileRows * kOutliers;
-        const float* value = x.outlier_value + tile * kTileRows * kOutliers;
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m)
-            for (int64_t i = m * kOutliers; i < (m + 1) * kOutliers; ++i)
-                acc[m] += column_of<F>(row_block, outlier[i]) * splat(value[i]);
+        q += x.tile * kGroup;
+        scale += x.tile;
+        sum += x.tile;
+        total += x.tile;
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) out[m] = acc[m];
 }
 
 template <int M>
-static inline __attribute__((always_inline)) void bfloat16_tile(const uint8_t* block, const Activations& x, int64_t tile,
+static inline __attribute__((always_inline)) void bfloat16_rows(const uint8_t* block, const Activations& x, int64_t first,
                                                                 f32x16 out[M]) {
-    const uint16_t* half = x.half + tile * x.groups * kTileRows * kGroup;
+    const uint16_t* half = x.half + x.at(first, 0) * kGroup;
     f32x16 even[M] = {}, odd[M] = {};  // two chains: the dot product takes longer than eight rows keep busy
     for (int64_t group = 0; group < x.groups; ++group) {
-        if (!tile) prefetch_block<kBf16>(block);
+        if (!first) prefetch_block<kBf16>(block);
         for (int pair = 0; pair < kGroup / 2; pair += 2) {
-            const u32x16 first = load<u32x16>(block + 64 * pair), second = load<u32x16>(block + 64 * pair + 64);
+            const u32x16 one = load<u32x16>(block + 64 * pair), two = load<u32x16>(block + 64 * pair + 64);
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
-                even[m] = dot2_bfloat16(even[m], first, half + m * kGroup + 2 * pair);
-                odd[m] = dot2_bfloat16(odd[m], second, half + m * kGroup + 2 * pair + 2);
+                even[m] = dot2_bfloat16(even[m], one, half + m * kGroup + 2 * pair);
+                odd[m] = dot2_bfloat16(odd[m], two, half + m * kGroup + 2 * pair + 2);
             }
         }
         block += kBytes<kBf16>;
-        half += kTileRows * kGroup;
+        half += x.tile * kGroup;
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) out[m] = even[m] + odd[m];
 }
 
 template <Format F, int M>
-static __attribute__((noinline)) void tile_of(const uint8_t* block, const Activations& x, int64_t tile, f32x16* out) {
+static __attribute__((noinline)) void rows_of(const uint8_t* block, const Activations& x, int64_t first, f32x16* out) {
     if constexpr (F == kBf16)
-        bfloat16_tile<M>(block, x, tile, out);
+        bfloat16_rows<M>(block, x, first, out);
     else
-        integer_tile<F, M>(block, x, tile, out);
+        integer_rows<F, M>(block, x, first, out);
 }
 
-// Rows of one tile, 1 to 8 of them, against one row-block.
+// Rows first .. first + rows - 1 of a tile, 1 to 8 of them, without their outliers.
 template <Format F>
-static void tile_rows(const uint8_t* block, const Activations& x, int64_t tile, int64_t rows, f32x16 out[kTileRows]) {
+static void rounded_rows(const uint8_t* block, const Activations& x, int64_t first, int64_t rows, f32x16* out) {
     switch (rows) {
-        case 1: return tile_of<F, 1>(block, x, tile, out);
-        case 2: return tile_of<F, 2>(block, x, tile, out);
-        case 3: return tile_of<F, 3>(block, x, tile, out);
-        case 4: return tile_of<F, 4>(block, x, tile, out);
-        case 5: return tile_of<F, 5>(block, x, tile, out);
-        case 6: return tile_of<F, 6>(block, x, tile, out);
-        case 7: return tile_of<F, 7>(block, x, tile, out);
-        default: return tile_of<F, 8>(block, x, tile, out);
+        case 1: return rows_of<F, 1>(block, x, first, out);
+        case 2: return rows_of<F, 2>(block, x, first, out);
+        case 3: return rows_of<F, 3>(block, x, first, out);
+        case 4: return rows_of<F, 4>(block, x, first, out);
+        case 5: return rows_of<F, 5>(block, x, first, out);
+        case 6: return rows_of<F, 6>(block, x, first, out);
+        case 7: return rows_of<F, 7>(block, x, first, out);
+        default: return rows_of<F, 8>(block, x, first, out);
     }
 }
 
-static int64_t rows_in_tile(const Activations& x, int64_t tile) {
-    const int64_t left = x.rows - tile * kTileRows;
-    return left < kTileRows ? left : kTileRows;
+// What a row's numbers in float add to the sums of its 8-bit ones.
+template <Format F>
+static void add_outliers(const uint8_t* block, const Activations& x, int64_t first, int64_t rows, f32x16* y) {
+    const int32_t* outlier = x.outlier + first * kOutliers;
+    const float* value = x.outlier_value + first * kOutliers;
+    for (int64_t m = 0; m < rows; ++m, outlier += kOutliers, value += kOutliers)
+        for (int64_t i = 0; i < kOutliers; ++i) y[m] += column_of<F>(block, outlier[i]) * splat(value[i]);
+}
+
+// One tile's rows against one row-block.
+template <Format F>
+static void tile_rows(const uint8_t* block, const Activations& x, int64_t first, int64_t rows, f32x16 y[kMostTileRows]) {
+    rounded_rows<F>(block, x, first, rows, y);
+    if (F != kBf16 && x.outlier) add_outliers<F>(block, x, first, rows, y);
+}
+
+// Calls f(first, rows) for every tile.
+template <typename F>
+static inline __attribute__((always_inline)) void for_tiles(const Activations& x, F&& f) {
+    for (int64_t first = 0; first < x.rows; first += x.tile) f(first, x.rows - first < x.tile ? x.rows - first : x.tile);
 }
 
 static void write(const Output& out, int64_t m, int64_t column, int count, f32x16 value) {
@@ -177,12 +137,11 @@ static void linear_of(const Matrix& matrix, int64_t index, const Activations& x,
         const uint8_t* block = matrix.at(index) + rb * bytes;
         const int64_t left = matrix.rows - rb * kLanes;
         const int count = int(left < kLanes ? left : kLanes);
-        for (int64_t tile = 0; tile * kTileRows < x.rows; ++tile) {
-            const int64_t rows = rows_in_tile(x, tile);
-            f32x16 y[kTileRows];
-            tile_rows<F>(block, x, tile, rows, y);
-            for (int64_t m = 0; m < rows; ++m) write(out, tile * kTileRows + m, rb * kLanes, count, y[m]);
-        }
+        for_tiles(x, [&](int64_t first, int64_t rows) {
+            f32x16 y[kMostTileRows];
+            tile_rows<F>(block, x, first, rows, y);
+            for (int64_t m = 0; m < rows; ++m) write(out, first + m, rb * kLanes, count, y[m]);
+        });
     }
 }
 
@@ -203,21 +162,20 @@ static void gate_up_of(const Matrix& gate, const Matrix& up, int64_t index, cons
                        int64_t end, const Activations& out) {
     const int64_t bytes = gate.row_block_bytes(), row_blocks = gate.row_blocks();
     for (int64_t group = begin; group < end; ++group)
-        for (int64_t tile = 0; tile * kTileRows < x.rows; ++tile) {
-            const int64_t rows = rows_in_tile(x, tile);
-            f32x16 h[2][kTileRows] = {};
+        for_tiles(x, [&](int64_t first, int64_t rows) {
+            f32x16 h[2][kMostTileRows] = {};
             for (int64_t half = 0; half < 2 && 2 * group + half < row_blocks; ++half) {
                 const int64_t offset = (2 * group + half) * bytes;
-                f32x16 g[kTileRows], u[kTileRows];
-                tile_rows<F>(gate.at(index) + offset, x, tile, rows, g);
-                tile_rows<F>(up.at(index) + offset, x, tile, rows, u);
+                f32x16 g[kMostTileRows], u[kMostTileRows];
+                tile_rows<F>(gate.at(index) + offset, x, first, rows, g);
+                tile_rows<F>(up.at(index) + offset, x, first, rows, u);
                 for (int64_t m = 0; m < rows; ++m) h[half][m] = silu(g[m]) * u[m];
             }
             for (int64_t m = 0; m < rows; ++m) {
-                if (out.half) write_bfloat16(h[0][m], h[1][m], out, tile * kTileRows + m, group);
-                if (out.q) write_integers(h[0][m], h[1][m], out, tile * kTileRows + m, group);
+                if (out.half) write_bfloat16(h[0][m], h[1][m], out, first + m, group);
+                if (out.q) write_integers(h[0][m], h[1][m], out, first + m, group);
             }
-        }
+        });
 }
 
 static void gate_up(const Matrix& gate, const Matrix& up, int64_t index, const Activations& x, int64_t begin, int64_t end,

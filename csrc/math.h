@@ -8,17 +8,26 @@ namespace tw {
 inline __attribute__((always_inline)) f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
 inline __attribute__((always_inline)) f32x16 magnitude(f32x16 x) { return (f32x16)((i32x16)x & splat(0x7fffffff)); }
 
-// One order of summation for every instruction set.
+// Sixteen lanes folded to one: halves first, in the same order on every instruction set.
+template <typename F>
+inline __attribute__((always_inline)) float fold_lanes(f32x16 x, F&& f) {
+    typedef float f32x8 __attribute__((vector_size(32)));
+    typedef float f32x4 __attribute__((vector_size(16)));
+    f32x8 eight[2];
+    std::memcpy(eight, &x, sizeof x);
+    const f32x8 folded = f(eight[0], eight[1]);
+    f32x4 four[2];
+    std::memcpy(four, &folded, sizeof folded);
+    const f32x4 last = f(four[0], four[1]);
+    return f(f(last[0], last[2]), f(last[1], last[3]));
+}
+
 inline __attribute__((always_inline)) float sum_lanes(f32x16 x) {
-    float total = 0;
-    for (int lane = 0; lane < kLanes; ++lane) total += x[lane];
-    return total;
+    return fold_lanes(x, [](auto a, auto b) { return a + b; });
 }
 
 inline __attribute__((always_inline)) float largest_lane(f32x16 x) {
-    float largest = x[0];
-    for (int lane = 1; lane < kLanes; ++lane) largest = x[lane] > largest ? x[lane] : largest;
-    return largest;
+    return fold_lanes(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // e^x to about one unit in the seventh digit for x in -87..88, where it is clamped: 2^n times a polynomial on

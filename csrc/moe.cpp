@@ -54,8 +54,7 @@ Grouping route_tokens(Run& run, const Model& model, const Layer& layer, const fl
 
 void copy_row(const Activations& from, int64_t row, const Activations& to, int64_t to_row) {
     for (int64_t group = 0; group < from.groups; ++group) {
-        const int64_t source = (row / kTileRows * from.groups + group) * kTileRows + row % kTileRows;
-        const int64_t target = (to_row / kTileRows * to.groups + group) * kTileRows + to_row % kTileRows;
+        const int64_t source = from.at(row, group), target = to.at(to_row, group);
         if (to.q) {
             std::copy_n(from.q + source * 32, 32, to.q + target * 32);
             to.scale[target] = from.scale[source];

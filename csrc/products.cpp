@@ -4,9 +4,9 @@
 namespace tw {
 
 Activations take_activations(Run& run, int64_t rows, int64_t columns, bool integer, bool bfloat16, bool outliers) {
-    const int64_t groups = (columns + 31) / 32, padded = (rows + kTileRows - 1) / kTileRows * kTileRows * groups;
     Activations x{};
-    x.rows = rows, x.groups = groups;
+    x.rows = rows, x.groups = (columns + 31) / 32, x.tile = Activations::tile_for(rows);
+    const int64_t whole_rows = (rows + x.tile - 1) / x.tile * x.tile, padded = whole_rows * x.groups;
     if (integer) {
         x.q = run.scratch.take<int8_t>(padded * 32);
         x.scale = run.scratch.take<float>(padded);
@@ -14,20 +14,20 @@ Activations take_activations(Run& run, int64_t rows, int64_t columns, bool integ
         x.total = run.scratch.take<float>(padded);
     }
     if (integer && outliers) {
-        const int64_t count = (rows + kTileRows - 1) / kTileRows * kTileRows * kOutliers;
-        x.outlier = run.scratch.take<int32_t>(count);
-        x.outlier_value = run.scratch.take<float>(count);
+        x.outlier = run.scratch.take<int32_t>(rows * kOutliers);
+        x.outlier_value = run.scratch.take<float>(rows * kOutliers);
     }
     if (bfloat16) x.half = run.scratch.take<uint16_t>(padded * 32);
     return x;
 }
 
-// f(row) for every row, whole tiles of eight at a time.
+// f(row) for every row, four neighbours at a time.
 template <typename F>
 static void for_rows(Run& run, int64_t rows, F&& f) {
-    parallel_ranges(run.pool, (rows + kTileRows - 1) / kTileRows, [&](int64_t begin, int64_t end) {
-        const int64_t last = end * kTileRows < rows ? end * kTileRows : rows;
-        for (int64_t row = begin * kTileRows; row < last; ++row) f(row);
+    constexpr int64_t kTogether = 4;
+    parallel_ranges(run.pool, (rows + kTogether - 1) / kTogether, [&](int64_t begin, int64_t end) {
+        const int64_t last = end * kTogether < rows ? end * kTogether : rows;
+        for (int64_t row = begin * kTogether; row < last; ++row) f(row);
     });
 }
 

@@ -21,35 +21,42 @@ void normalise(const float* x, const float* weight, int64_t columns, float eps, 
     for (; i < columns; ++i) y[i] = weight[i] * (x[i] * factor);
 }
 
+constexpr int64_t kColumnSets = 64;  // set s: columns s, s + 64, ...
+
+static bool is_among(int64_t column, const int32_t* columns, int64_t count) {
+    bool yes = false;
+    for (int64_t i = 0; i < count; ++i) yes |= columns[i] == column;
+    return yes;
+}
+
 // The columns of the kOutliers largest magnitudes, largest first, ties to the lower column; rows shorter than that
-// name column 0 with value 0.
+// name column 0 with value 0. One pass finds the largest of every set, then only sets that have one are looked into.
 static void find_outliers(const float* x, int64_t columns, int32_t* outlier, float* value) {
+    f32x16 most[kColumnSets / kLanes] = {};
+    int64_t i = 0;
+    for (; i + kColumnSets <= columns; i += kColumnSets)
+#pragma GCC unroll 4
+        for (int j = 0; j < kColumnSets / kLanes; ++j) most[j] = maximum(magnitude(load<f32x16>(x + i + j * kLanes)), most[j]);
+    float largest[kColumnSets];
+    std::memcpy(largest, most, sizeof most);
+    for (int64_t set = 0; i < columns; ++i, ++set) largest[set] = std::fabs(x[i]) > largest[set] ? std::fabs(x[i]) : largest[set];
     for (int64_t found = 0; found < kOutliers; ++found) {
-        f32x16 best = {};
-        i32x16 where = {};
-        i32x16 lane_column;
-        for (int lane = 0; lane < kLanes; ++lane) lane_column[lane] = lane;
-        const auto look = [&](f32x16 values, int64_t first) {
-            f32x16 size = magnitude(values);
-            const i32x16 column = lane_column + splat(int32_t(first));
-            for (int64_t before = 0; before < found; ++before) size = column == splat(outlier[before]) ? splat(0.0f) : size;
-            where = size > best ? column : where;
-            best = maximum(size, best);
-        };
-        int64_t i = 0;
-        for (; i + kLanes <= columns; i += kLanes) look(load<f32x16>(x + i), i);
-        if (i < columns) {
-            f32x16 tail = {};
-            std::memcpy(&tail, x + i, (columns - i) * sizeof(float));
-            look(tail, i);
+        std::memcpy(most, largest, sizeof most);
+        const float wanted = largest_lane(maximum(maximum(most[0], most[1]), maximum(most[2], most[3])));
+        outlier[found] = 0, value[found] = 0;
+        if (!(wanted > 0)) continue;
+        int64_t column = columns;
+        for (int64_t set = 0; set < kColumnSets; ++set) {
+            if (largest[set] != wanted) continue;
+            int64_t at = set;
+            while (std::fabs(x[at]) != wanted || is_among(at, outlier, found)) at += kColumnSets;
+            column = at < column ? at : column;
         }
-        int32_t column = 0;
-        float largest = 0;
-        for (int lane = 0; lane < kLanes; ++lane)
-            if (best[lane] > largest || (best[lane] == largest && largest > 0 && where[lane] < column))
-                largest = best[lane], column = where[lane];
-        outlier[found] = column;
-        value[found] = largest > 0 ? x[column] : 0;
+        outlier[found] = int32_t(column), value[found] = x[column];
+        float rest = 0;
+        for (int64_t at = column % kColumnSets; at < columns; at += kColumnSets)
+            if (std::fabs(x[at]) > rest && !is_among(at, outlier, found + 1)) rest = std::fabs(x[at]);
+        largest[column % kColumnSets] = rest;
     }
 }
 

@@ -15,14 +15,10 @@ void affinities(const float* x, int64_t columns, const float* gate, int64_t expe
 void unpack_row(const Matrix& matrix, int64_t row, float* y);
 uint32_t read_all(const uint8_t* from, int64_t bytes);
 
-static inline int64_t group_at(const Activations& out, int64_t row, int64_t group) {
-    return (row / kTileRows * out.groups + group) * kTileRows + row % kTileRows;
-}
-
 // 32 values as group `group` of row `row`.
 static inline __attribute__((always_inline)) void write_bfloat16(f32x16 low, f32x16 high, const Activations& out,
                                                                  int64_t row, int64_t group) {
-    uint16_t* to = out.half + group_at(out, row, group) * kGroup;
+    uint16_t* to = out.half + out.at(row, group) * kGroup;
     store(to, __builtin_convertvector(to_bfloat16(low), u16x16));
     store(to + kLanes, __builtin_convertvector(to_bfloat16(high), u16x16));
 }
@@ -30,7 +26,7 @@ static inline __attribute__((always_inline)) void write_bfloat16(f32x16 low, f32
 // The scale is the largest magnitude over 127, rounding is to nearest, ties to even; NaN makes the scale NaN.
 static inline __attribute__((always_inline)) void write_integers(f32x16 low, f32x16 high, const Activations& out,
                                                                  int64_t row, int64_t group) {
-    const int64_t at = group_at(out, row, group);
+    const int64_t at = out.at(row, group);
     const float largest = largest_lane(maximum(magnitude(low), magnitude(high)));
     const float inverse = largest > 0 ? 127 / largest : 0;
     const i32x16 first = nearest(low * splat(inverse)), second = nearest(high * splat(inverse));
