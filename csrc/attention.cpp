@@ -146,9 +146,13 @@ static void decode_columns(const Work& work, const Piece& piece, const Block& bl
             continue;
         }
 #endif
-        for (int64_t i = 0; i < kLanes && first + i < block.count; ++i)
-            load_part<F>(entry[i] + piece.segment.offset, piece.segment.width, piece.begin, piece.end,
-                         work.piece + i * kPieceStride);
+        for (int64_t i = 0; i < kLanes; ++i) {
+            float* row = work.piece + i * kPieceStride;
+            if (first + i < block.count)
+                load_part<F>(entry[i] + piece.segment.offset, piece.segment.width, piece.begin, piece.end, row);
+            else  // the scores of tokens that are not there are unused, but what lies here may be denormal, and slow
+                std::memset(row, 0, padded_lanes(width) * sizeof(float));
+        }
         for (int64_t i = 0; i < width; i += kLanes) transpose(work.piece + i, kPieceStride, to + i * kBlock, kBlock);
     }
 }
