@@ -53,14 +53,32 @@ void parallel(Pool& pool, int64_t parts, F&& f) {
     parallel_on_threads(pool, parts, [&](int64_t part, int) { f(part); });
 }
 
-// Runs f(begin, end) over pieces of 0..size, several for each thread so that all end together.
+// 0..size cut into pieces that get smaller: large ones cost little to hand out, small ones let all threads end together.
+struct Pieces {
+    int64_t size, share;
+
+    Pieces(const Pool& pool, int64_t size) : size(size), share(pool.threads() == 1 ? 1 : pool.threads() * 2) {}
+
+    int64_t after(int64_t begin) const { return begin + (size - begin + share - 1) / share; }
+    int64_t count() const {
+        int64_t pieces = 0;
+        for (int64_t begin = 0; begin < size; begin = after(begin)) ++pieces;
+        return pieces;
+    }
+    int64_t begin(int64_t piece) const {
+        int64_t begin = 0;
+        while (piece--) begin = after(begin);
+        return begin;
+    }
+};
+
+// Runs f(begin, end) over pieces of 0..size.
 template <typename F>
 void parallel_ranges(Pool& pool, int64_t size, F&& f) {
-    const int64_t wanted = pool.threads() == 1 ? 1 : pool.threads() * 4;
-    const int64_t piece = size > wanted ? (size + wanted - 1) / wanted : 1;
-    parallel(pool, (size + piece - 1) / piece, [&](int64_t part) {
-        const int64_t begin = part * piece, end = begin + piece;
-        f(begin, end < size ? end : size);
+    const Pieces pieces(pool, size);
+    parallel(pool, pieces.count(), [&](int64_t piece) {
+        const int64_t begin = pieces.begin(piece);
+        f(begin, pieces.after(begin));
     });
 }
 
