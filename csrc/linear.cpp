@@ -26,19 +26,26 @@ static inline __attribute__((always_inline)) void integer_rows(const uint8_t* bl
         const f32x16 step = load_half(halves);
         f32x16 low = {};
         if (F == kQ4Min) low = load_half(halves + kLanes);
+        i32x16 dot[M];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-            i32x16 dot = {};
-            if (F == kQ4) dot = splat(-8 * sum[m]);
+            dot[m] = i32x16{};
+            if (F == kQ4) dot[m] = splat(-8 * sum[m]);
 #if defined(TW_AVX512)
-            if (F == kQ8) dot = splat(-128 * sum[m]);
+            if (F == kQ8) dot[m] = splat(-128 * sum[m]);
 #endif
+        }
+        // rows innermost: eight sums side by side hide how long a dot product takes
 #pragma GCC unroll 8
-            for (int j = 0; j < 8; ++j) {
+        for (int j = 0; j < 8; ++j)
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
                 const int8_t* four = q + m * kGroup + 4 * j;
-                dot = F == kQ8 ? dot4_signed(dot, weights[j], four) : dot4_small(dot, weights[j], four);
+                dot[m] = F == kQ8 ? dot4_signed(dot[m], weights[j], four) : dot4_small(dot[m], weights[j], four);
             }
-            acc[m] += to_float(dot) * (step * splat(scale[m]));
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            acc[m] += to_float(dot[m]) * (step * splat(scale[m]));
             if (F == kQ4Min) acc[m] += low * splat(total[m]);
         }
         block += kBytes<F>;

@@ -95,10 +95,19 @@ inline __attribute__((always_inline)) f32x16 dot2_bfloat16(f32x16 acc, u32x16 we
 
 inline __attribute__((always_inline)) f32x16 to_float(i32x16 x) { return __builtin_convertvector(x, f32x16); }
 
+#if defined(TW_AVX512)
+// Spelt out because GCC 12 does not fold the broadcast into the instruction, which makes two of one.
+inline __attribute__((always_inline)) i32x16 dot4_broadcast(i32x16 acc, u8x64 weights, const int8_t* x) {
+    typedef int32_t __attribute__((may_alias, aligned(1))) four_bytes;
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(weights), "m"(*(const four_bytes*)x));
+    return acc;
+}
+#endif
+
 // acc[lane] += sum over four k of weight[lane][k] * x[k]. Weights are 0..15 here, so no pair of products overflows.
 inline __attribute__((always_inline)) i32x16 dot4_small(i32x16 acc, u8x64 weights, const int8_t* x) {
 #if defined(TW_AVX512)
-    return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)weights, _mm512_set1_epi32(load<int32_t>(x)));
+    return dot4_broadcast(acc, weights, x);
 #elif defined(TW_AVX2)
     const __m256i* half = (const __m256i*)&weights;
     __m256i* sum = (__m256i*)&acc;
@@ -116,7 +125,7 @@ inline __attribute__((always_inline)) i32x16 dot4_small(i32x16 acc, u8x64 weight
 // The same for signed weights -128..127 and x in -127..127. On AVX-512 the accumulator must start 128 * sum(x) low.
 inline __attribute__((always_inline)) i32x16 dot4_signed(i32x16 acc, u8x64 weights, const int8_t* x) {
 #if defined(TW_AVX512)
-    return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)weights, _mm512_set1_epi32(load<int32_t>(x)));
+    return dot4_broadcast(acc, weights, x);
 #elif defined(TW_AVX2)
     const __m256i* half = (const __m256i*)&weights;
     __m256i* sum = (__m256i*)&acc;
