@@ -16,7 +16,7 @@ from tapwater.config import ModelConfig
 from tapwater.engine import SamplingParams
 from tapwater.errors import TapwaterError
 from tapwater.llm import LLM, Delta
-from tapwater.model import PackedTransformer, Transformer
+from tapwater.model import PackedTransformer, Prediction, Transformer
 from tapwater.ops.native import Kernels
 
 FIRST_TOKEN = 100  # prompts are drawn from here up: below lie control tokens of many vocabularies
@@ -132,11 +132,11 @@ class TimedModel:
         self.spans.append((start, time.perf_counter()))
         return output
 
-    def logits(self, hidden_RD: Tensor) -> Tensor:
+    def predict(self, hidden_RD: Tensor) -> Prediction:
         start = time.perf_counter()
-        logits_RW = self._model.logits(hidden_RD)
+        prediction = self._model.predict(hidden_RD)
         self.spans.append((start, time.perf_counter()))
-        return logits_RW
+        return prediction
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

@@ -32,13 +32,17 @@ TW_API int32_t tw_swiglu(void* runner, const tw::Matrix* gate, const tw::Matrix*
 }
 
 // Hidden states x [tokens, hidden_size] of one step after the last layer, before the final norm; the cache is filled.
+// 2, and nothing is touched, when a token, position, slot or page is out of range.
 TW_API int32_t tw_forward(void* runner, const tw::Model* model, const tw::Step* step, float* x) {
+    if (!tw::is_within(*model, *step)) return 2;
     return tw::guarded(runner, [&](tw::Run& run) { tw::forward(run, *model, *step, x); });
 }
 
-// Logits [rows, vocabulary] of rows of hidden states [rows, hidden_size].
-TW_API int32_t tw_logits(void* runner, const tw::Model* model, const float* x, int64_t rows, float* logits) {
-    return tw::guarded(runner, [&](tw::Run& run) { tw::logits(run, *model, x, rows, logits); });
+// Logits [rows, vocabulary] of rows of hidden states [rows, hidden_size]; of each row the likeliest token, and 1 if all
+// its logits are finite.
+TW_API int32_t tw_logits(void* runner, const tw::Model* model, const float* x, int64_t rows, float* logits,
+                         int64_t* likeliest, uint8_t* finite) {
+    return tw::guarded(runner, [&](tw::Run& run) { tw::logits(run, *model, x, rows, {logits, likeliest, finite}); });
 }
 
 // Reads `bytes` of memory with all threads.

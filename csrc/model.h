@@ -35,6 +35,7 @@ struct Model {
     const Layer* layers;
     Matrix embedding, head;
     const float* norm;
+    int64_t positions;
     const float* cos;                            // [positions, rotated pairs]
     const float* sin;
 };
@@ -50,8 +51,8 @@ struct Step {
     const int64_t* context_lengths;
     const int64_t* page_table;
     int64_t pages_per_request;
-    uint8_t* pages;                              // [layers, pages, page_size, entry_bytes]
-    int64_t page_size, entry_bytes, layer_bytes;
+    uint8_t* pages;                              // [layers, num_pages, page_size, entry_bytes]
+    int64_t num_pages, page_size, entry_bytes, layer_bytes;
     int32_t cache_format;                        // a CacheFormat
 };
 
@@ -106,8 +107,18 @@ void latent_attention_block(Run& run, const Model& model, int64_t layer, const S
 void dense_block(Run& run, const Model& model, const Layer& layer, int64_t tokens, float* x);
 void moe_block(Run& run, const Model& model, const Layer& layer, int64_t tokens, float* x);
 
+// Of every row its logits, the greatest one's token - the lowest of equals -, and whether all are finite numbers; the
+// token of a row that is not is 0.
+struct Logits {
+    float* logits;                               // [rows, vocabulary]
+    int64_t* likeliest;
+    uint8_t* finite;
+};
+
+// Whether every token, position, slot and page of a step is one that there is: nothing else keeps kernels in bounds.
+bool is_within(const Model& model, const Step& step);
 // The hidden states of a step after the last layer, and the logits of some of its rows.
 void forward(Run& run, const Model& model, const Step& step, float* x);
-void logits(Run& run, const Model& model, const float* x, int64_t rows, float* out);
+void logits(Run& run, const Model& model, const float* x, int64_t rows, const Logits& out);
 
 }  // namespace tw

@@ -284,6 +284,8 @@ class _TextListener:
 
     def _released(self, reason: FinishReason | None, stopped: bool) -> tuple[TokenText, ...]:
         """Entries of tokens whose text is out; at a stop string those it cut through too, at another end all."""
+        if not self._held:
+            return ()
         if reason is not None and not stopped:
             released = self._held
         elif stopped:

@@ -16,10 +16,11 @@ from transformers import (
 
 from tapwater.engine.request import Request, SamplingParams, TokenLogprobs
 from tapwater.engine.sampler import _adjusted, _candidates, sample
+from tapwater.model import Prediction
 
 
 def take(logits_W: torch.Tensor, request: Request) -> tuple[int, TokenLogprobs | None]:
-    return sample(logits_W, int(logits_W.argmax()), request)
+    return sample(Prediction(logits_W[None], [int(logits_W.argmax())], [True]), 0, request)
 
 
 def request(params: SamplingParams, prompt: list[int] | None = None, output: list[int] | None = None) -> Request:

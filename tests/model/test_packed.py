@@ -164,7 +164,10 @@ def test_logits_equal_those_of_the_float_model(
     sequences = Sequences((40,))
     expected = reference.logits(reference(ids, sequences.positions(), sequences).hidden_TD)
     found = model.logits(hidden)
+    prediction = model.predict(hidden)
     model.close()
+    assert torch.equal(prediction.logits_RW, found)
+    assert prediction.likeliest == found.argmax(dim=1).tolist() and prediction.is_finite == [True] * 40
     # what is left is the rounding of activations to 8 bits a group, or to bfloat16; a gate near a tie may tip over
     error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert error.median() < 0.03, error
@@ -238,8 +241,11 @@ def test_the_engine_says_the_same_whatever_the_schedule(
         ({"tokens_T": torch.tensor([1])}, "disagree"),
         ({"tokens_T": torch.tensor([1.0, 2.0])}, "int64"),
         ({"positions_T": torch.tensor([0, 256])}, "position 256 is outside"),
-        ({"slots_T": torch.tensor([0, 32])}, "slot 32 is outside"),
-        ({"page_table_BP": torch.tensor([[8]])}, "page 8 is outside"),
+        ({"positions_T": torch.tensor([-1, 0])}, "position -1 is outside 0..255"),
+        ({"slots_T": torch.tensor([0, 32])}, "slot 32 is outside 0..31"),
+        ({"slots_T": torch.tensor([-1, 0])}, "slot -1 is outside"),
+        ({"page_table_BP": torch.tensor([[8]])}, "page 8 is outside 0..7"),
+        ({"page_table_BP": torch.tensor([[-1]])}, "page -1 is outside"),
         ({"context_lengths": (5,)}, "query length <= context length <= 4"),
         ({"pages_LPSX": torch.zeros(2, 8, 4, 8)}, "new_pages"),
     ],
@@ -248,10 +254,32 @@ def test_bad_input_is_refused_before_any_kernel_runs(
     change: dict, words: str, packed_weights: dict[tuple[str, Format], PackedWeights]
 ) -> None:
     model = PackedTransformer(CONFIGS["llama-gqa"], packed_weights["llama-gqa", Format.Q8], 1, CacheFormat.BFLOAT16)
-    view = LatentCache(model, 8, 4).view([[0]], [2], [2], 0)
+    cache = LatentCache(model, 8, 4)
+    view = cache.view([[0]], [2], [2], 0)
     arguments = {"tokens_T": torch.tensor([1, 2]), "positions_T": torch.tensor([0, 1])}
     fields = {name: value for name, value in change.items() if name in CacheView.__dataclass_fields__}
     arguments |= {name: value for name, value in change.items() if name not in fields}
     with pytest.raises(ValueError, match=words):
         model(view=dataclasses.replace(view, **fields), **arguments)
+    assert not cache.pages_LPSX.any()
+    model.close()
+
+
+def test_rotations_are_there_for_every_position_of_the_model(
+    packed_weights: dict[tuple[str, Format], PackedWeights],
+) -> None:
+    config = replace_fields(CONFIGS["llama-gqa"], {"max_position_embeddings": 9000}, "long")
+    model = PackedTransformer(config, packed_weights["llama-gqa", Format.Q8], 1, CacheFormat.BFLOAT16)
+    cache = LatentCache(model, 9, 1000)
+
+    def hidden_at(position: int) -> Tensor:
+        view = cache.view([range(9)], [1], [position + 1], 1)
+        return model(torch.tensor([5]), torch.tensor([position]), view).hidden_TD
+
+    # the cache holds zeros: all that a position changes is the last token's own key, which its own query turns with
+    near, far = hidden_at(4000), hidden_at(8999)
+    assert far.isfinite().all() and not torch.equal(near, far)
+    assert torch.equal(hidden_at(4000), near)  # the table has grown since
+    with pytest.raises(ValueError, match=r"position 9000 is outside 0\.\.8999"):
+        model(torch.tensor([5]), torch.tensor([9000]), cache.view([range(9)], [1], [9000], 1))
     model.close()

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from tapwater.engine.latent_cache import LatentCache
+from tapwater.engine.latent_cache import LatentCache, index_tensor
 from tapwater.engine.request import Request
 from tapwater.engine.scheduler import Chunk
 from tapwater.model import CacheView
@@ -13,13 +12,13 @@ from tapwater.model import CacheView
 
 @dataclass(frozen=True)
 class Batch:
-    """Flat tokens of all chunks; `sampling` are the requests whose last known token is among them, at `rows_R`."""
+    """Flat tokens of all chunks; `sampling` are the requests whose last known token is among them, at `rows`."""
 
     tokens_T: Tensor
     positions_T: Tensor
     view: CacheView
     sampling: list[Request]
-    rows_R: Tensor
+    rows: list[int]
 
 
 def build_batch(chunks: list[Chunk], cache: LatentCache) -> Batch:
@@ -44,4 +43,4 @@ def build_batch(chunks: list[Chunk], cache: LatentCache) -> Batch:
         [chunk.request.num_computed_tokens + chunk.num_tokens for chunk in chunks],
         sum(not chunk.is_prompt for chunk in chunks),
     )
-    return Batch(torch.tensor(tokens), torch.tensor(positions), view, sampling, torch.tensor(rows, dtype=torch.long))
+    return Batch(index_tensor(tokens), index_tensor(positions), view, sampling, rows)

@@ -5,7 +5,6 @@ them, requests whose last token was computed get a new one -> an end token, a li
 and frees its pages.
 """
 
-import math
 import operator
 import secrets
 from collections.abc import Sequence
@@ -91,12 +90,18 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
-    @torch.inference_mode()
     def step(self) -> list[TokenOutput | RequestFailure]:
         """Compute one batch; the new tokens, one for each request that had its last known token computed.
 
         A request whose logits are not numbers (damaged weights, overflow) fails; the others get their token.
         """
+        # a model's weights have just gone through the caches, so entering the mode is slow: the loop enters it once
+        if torch.is_inference_mode_enabled():
+            return self._step()
+        with torch.inference_mode():
+            return self._step()
+
+    def _step(self) -> list[TokenOutput | RequestFailure]:
         chunks = self.scheduler.schedule()
         batch = build_batch(chunks, self.cache)
         hidden_TD = self.model(batch.tokens_T, batch.positions_T, batch.view).hidden_TD
@@ -104,16 +109,15 @@ class Engine:
             chunk.request.num_computed_tokens += chunk.num_tokens
         if not batch.sampling:
             return []
-        logits_RW = self.model.logits(hidden_TD[batch.rows_R])
+        every = len(batch.rows) == hidden_TD.shape[0]
+        prediction = self.model.predict(hidden_TD if every else hidden_TD[batch.rows])
         outputs: list[TokenOutput | RequestFailure] = []
-        sums = logits_RW.sum(dim=1).tolist()
-        likeliest = logits_RW.argmax(dim=1).tolist()
-        for request, logits_W, total, best in zip(batch.sampling, logits_RW, sums, likeliest, strict=True):
-            if not math.isfinite(total):
+        for row, request in enumerate(batch.sampling):
+            if not prediction.is_finite[row]:
                 self.finish(request, FinishReason.ABORT)
                 outputs.append(RequestFailure(request.request_id, "the model's logits are not finite numbers"))
                 continue
-            token, logprobs = sample(logits_W, best, request)
+            token, logprobs = sample(prediction, row, request)
             request.output_token_ids.append(token)
             reason = self._finish_reason(request, token)
             if reason is not None:

@@ -78,6 +78,7 @@ class EngineLoop:
         self._thread.join()
         atexit.unregister(self.close)
 
+    @torch.inference_mode()
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
         while self._take_inbox():

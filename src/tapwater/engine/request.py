@@ -2,6 +2,7 @@
 
 import enum
 import math
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -125,7 +126,7 @@ class Request:
     generator: torch.Generator
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: "array[int]" = field(default_factory=lambda: array("q"))
     finish_reason: FinishReason | None = None
 
     @property

@@ -4,22 +4,21 @@ import torch
 from torch import Tensor
 
 from tapwater.engine.request import Request, SamplingParams, TokenLogprobs
+from tapwater.model import Prediction
 
 TOP_P_FIRST_LOOK = 1024  # candidates sorted before the whole vocabulary is; an optimisation, the result is the same
 
 
-def sample(logits_W: Tensor, likeliest: int, request: Request) -> tuple[int, TokenLogprobs | None]:
-    """The next token of a request and, where asked for, logprobs under the model's unmodified distribution.
-
-    `likeliest` is the token with the greatest logit, which the caller finds for all requests at once.
-    """
+def sample(prediction: Prediction, row: int, request: Request) -> tuple[int, TokenLogprobs | None]:
+    """The next token of a request, whose logits are row `row`, and, where asked for, logprobs under the model's
+    unmodified distribution."""
     params = request.params
     if params.temperature == 0 and not _is_adjusted(params):
-        token = likeliest
+        token = prediction.likeliest[row]
     else:
-        token = _draw(_adjusted(logits_W, request), params, request.generator)
+        token = _draw(_adjusted(prediction.logits_RW[row], request), params, request.generator)
     wanted = params.logprobs
-    return token, None if wanted is None else _logprobs(logits_W, token, wanted)
+    return token, None if wanted is None else _logprobs(prediction.logits_RW[row], token, wanted)
 
 
 def _is_adjusted(params: SamplingParams) -> bool:

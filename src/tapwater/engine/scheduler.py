@@ -9,6 +9,7 @@ Invariant: every running request is older than every waiting one, and both are k
 request is never preempted, and since any admitted request alone fits the cache, it always finishes.
 """
 
+from array import array
 from collections import deque
 from dataclasses import dataclass
 
@@ -92,12 +93,13 @@ class Scheduler:
             self.preempt()
             if youngest is request:
                 return False
-        request.pages.extend(self.pool.take(needed))
+        if needed > 0:
+            request.pages.extend(self.pool.take(needed))
         return True
 
     def _free(self, request: Request) -> None:
         self.pool.release(request.pages)
-        request.pages = []
+        request.pages = array("q")
         request.num_computed_tokens = 0
 
 

@@ -3,7 +3,7 @@
 from tapwater.model.balance import Balance, BalanceConfig, BalanceLosses, update_bias
 from tapwater.model.context import AttentionContext, CacheView, Sequences
 from tapwater.model.packed import PackedTransformer, PackedWeights
-from tapwater.model.transformer import Ahead, Output, Transformer
+from tapwater.model.transformer import Ahead, Output, Prediction, Transformer
 
 __all__ = [
     "Ahead",
@@ -15,6 +15,7 @@ __all__ = [
     "Output",
     "PackedTransformer",
     "PackedWeights",
+    "Prediction",
     "Sequences",
     "Transformer",
     "update_bias",

@@ -6,6 +6,7 @@ its prompt is cut into chunks, and on any number of threads.
 """
 
 import ctypes
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,9 +17,9 @@ from tapwater.config import ModelConfig
 from tapwater.model.attention import LATENT_NORM_EPS
 from tapwater.model.context import CacheView
 from tapwater.model.rope import rotation, softmax_scale
-from tapwater.model.transformer import Output
+from tapwater.model.transformer import Output, Prediction
 from tapwater.ops.cache_format import CacheFormat, for_keys, segment_bytes
-from tapwater.ops.native import Kernels
+from tapwater.ops.native import OUT_OF_RANGE, Kernels
 from tapwater.ops.native_model import NativeModel, Step
 from tapwater.ops.quant import PackedWeight
 
@@ -57,51 +58,63 @@ class PackedTransformer:
     def forward(self, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> Output:
         """Hidden states [T, D] of a step's tokens; their cache entries are written."""
         _check(self.config, tokens_T, positions_T, view)
-        positions = int(positions_T.max()) + 1
-        if positions > self._positions:
-            self._native = self._with_positions(min(2 * positions, self.config.max_position_embeddings))
+        self._grow(max(view.context_lengths))
         pages = view.pages_LPSX
-        queries, contexts = torch.tensor(view.query_lengths), torch.tensor(view.context_lengths)
+        queries, contexts = array("q", view.query_lengths), array("q", view.context_lengths)
         step = Step(
-            tokens=len(tokens_T),
+            tokens=tokens_T.shape[0],
             token_ids=tokens_T.data_ptr(),
             positions=positions_T.data_ptr(),
             slots=view.slots_T.data_ptr(),
             requests=len(view.query_lengths),
             absorbed=view.num_generating,
-            query_lengths=queries.data_ptr(),
-            context_lengths=contexts.data_ptr(),
+            query_lengths=queries.buffer_info()[0],
+            context_lengths=contexts.buffer_info()[0],
             page_table=view.page_table_BP.data_ptr(),
             pages_per_request=view.page_table_BP.shape[1],
             pages=pages.data_ptr(),
             cache_format=self.cache_format.number,
+            num_pages=pages.shape[1],
             page_size=pages.shape[2],
             entry_bytes=pages.shape[3],
             layer_bytes=pages.stride(0),
         )
-        hidden_TD = torch.empty(len(tokens_T), self.config.hidden_size)
+        hidden_TD = torch.empty(tokens_T.shape[0], self.config.hidden_size)
         kernels = self.kernels
-        kernels.check(
-            kernels.library.tw_forward(
-                kernels.runner, ctypes.byref(self._native.struct), ctypes.byref(step), hidden_TD.data_ptr()
-            )
+        status = kernels.library.tw_forward(
+            kernels.runner, ctypes.byref(self._native.struct), ctypes.byref(step), hidden_TD.data_ptr()
         )
+        if status == OUT_OF_RANGE:
+            raise ValueError(_out_of_range(self.config.vocab_size, self._positions, tokens_T, positions_T, view))
+        kernels.check(status)
         return Output(hidden_TD, None)
 
     __call__ = forward
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Next-token logits [R, vocab_size] in float32."""
+        return self.predict(hidden_RD).logits_RW
+
+    def predict(self, hidden_RD: Tensor) -> Prediction:
+        """As `Transformer.predict`, in one pass over the logits."""
         hidden_RD = hidden_RD.contiguous()
-        logits_RW = torch.empty(hidden_RD.shape[0], self.config.vocab_size)
+        rows = hidden_RD.shape[0]
+        logits_RW = torch.empty(rows, self.config.vocab_size)
+        likeliest, finite = (ctypes.c_int64 * rows)(), (ctypes.c_bool * rows)()
         kernels = self.kernels
         struct = ctypes.byref(self._native.struct)
         kernels.check(
             kernels.library.tw_logits(
-                kernels.runner, struct, hidden_RD.data_ptr(), hidden_RD.shape[0], logits_RW.data_ptr()
+                kernels.runner, struct, hidden_RD.data_ptr(), rows, logits_RW.data_ptr(), likeliest, finite
             )
         )
-        return logits_RW
+        return Prediction(logits_RW, list(likeliest), list(finite))
+
+    def _grow(self, positions: int) -> None:
+        """Have rotations of at least `positions` positions, or of all that the model has."""
+        positions = min(positions, self.config.max_position_embeddings)
+        if positions > self._positions:
+            self._native = self._with_positions(min(2 * positions, self.config.max_position_embeddings))
 
     def _with_positions(self, positions: int) -> NativeModel:
         self._positions = positions
@@ -127,12 +140,13 @@ def entry_size(config: ModelConfig, format: CacheFormat) -> int:
 
 
 def _check(config: ModelConfig, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> None:
-    """ValueError for whatever would make the kernels read or write past an array."""
+    """ValueError for whatever would make the kernels read or write past an array, but for the indices themselves: those
+    the kernels look at before anything else."""
     total = sum(view.query_lengths)
-    if not total == len(tokens_T) == len(positions_T) == len(view.slots_T) or not total:
+    tokens, positions, slots = (tensor.shape[0] for tensor in (tokens_T, positions_T, view.slots_T))
+    if not total == tokens == positions == slots or not total:
         raise ValueError(
-            f"{len(tokens_T)} tokens, {len(positions_T)} positions, {len(view.slots_T)} slots and lengths that add up "
-            f"to {total} disagree"
+            f"{tokens} tokens, {positions} positions, {slots} slots and lengths that add up to {total} disagree"
         )
     for tensor in (tokens_T, positions_T, view.slots_T, view.page_table_BP):
         if tensor.dtype != torch.int64 or not tensor.is_contiguous():
@@ -140,16 +154,22 @@ def _check(config: ModelConfig, tokens_T: Tensor, positions_T: Tensor, view: Cac
     pages = view.pages_LPSX
     if pages.dtype != torch.uint8 or not pages.is_contiguous() or pages.shape[0] != config.num_hidden_layers:
         raise ValueError("the cache must come from new_pages of this model")
-    for name, tensor, size in (
-        ("token", tokens_T, config.vocab_size),
-        ("position", positions_T, config.max_position_embeddings),
-        ("slot", view.slots_T, pages.shape[1] * pages.shape[2]),
-        ("page", view.page_table_BP, pages.shape[1]),
-    ):
-        low, high = torch.aminmax(tensor)
-        if int(low) < 0 or int(high) >= size:
-            raise ValueError(f"{name} {int(low if int(low) < 0 else high)} is outside 0..{size - 1}")
     room = view.page_table_BP.shape[1] * pages.shape[2]
     lengths = zip(view.query_lengths, view.context_lengths, strict=True)
-    if len(view.query_lengths) != len(view.page_table_BP) or any(not 0 < q <= c <= room for q, c in lengths):
+    if len(view.query_lengths) != view.page_table_BP.shape[0] or any(not 0 < q <= c <= room for q, c in lengths):
         raise ValueError(f"a request needs 0 < query length <= context length <= {room}, the tokens its pages hold")
+
+
+def _out_of_range(vocab: int, positions: int, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> str:
+    """Which index of a step names something there is not."""
+    num_pages, page_size = view.pages_LPSX.shape[1:3]
+    for name, tensor, size in (
+        ("token", tokens_T, vocab),
+        ("position", positions_T, positions),
+        ("slot", view.slots_T, num_pages * page_size),
+        ("page", view.page_table_BP, num_pages),
+    ):
+        low, high = (int(bound) for bound in torch.aminmax(tensor))
+        if low < 0 or high >= size:
+            return f"{name} {low if low < 0 else high} is outside 0..{size - 1}"
+    raise AssertionError("the kernels refuse indices that are in range")

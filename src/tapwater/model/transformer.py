@@ -26,6 +26,16 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """Next-token logits of R rows in float32; each row's likeliest token, the lowest of equals, and whether all of its
+    logits are finite numbers. Of a row that is not, the token means nothing."""
+
+    logits_RW: Tensor
+    likeliest: list[int]
+    is_finite: list[bool]
+
+
+@dataclass(frozen=True)
 class Ahead:
     """One depth of multi-token prediction: `rows` are the first tokens of each sequence that reaches so far.
 
@@ -117,6 +127,11 @@ class Transformer(nn.Module):
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Next-token logits [R, vocab_size] in float32, for as many rows as are wanted."""
         return ops.linear(hidden_RD, self.lm_head.weight).float()
+
+    def predict(self, hidden_RD: Tensor) -> Prediction:
+        """The logits, and what greedy choice needs of them: the specification of the native model's single pass."""
+        logits_RW = self.logits(hidden_RD)
+        return Prediction(logits_RW, logits_RW.argmax(dim=1).tolist(), logits_RW.isfinite().all(dim=1).tolist())
 
     def predict_ahead(
         self, hidden_TD: Tensor, tokens_T: Tensor, sequences: Sequences, balance: Balance | None = None

@@ -16,6 +16,7 @@ from tapwater.errors import ConfigError
 from tapwater.ops.quant import Format, PackedWeight
 
 INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "portable")  # best first
+OUT_OF_RANGE = 2  # what tw_forward answers, having touched nothing, to an index of something there is not
 _FORMAT_NUMBER = {format: number for number, format in enumerate(Format)}
 
 
@@ -133,7 +134,7 @@ def library() -> ctypes.CDLL:
         "tw_swiglu": [pointer, pointer, pointer, pointer, pointer, number, pointer],
         "tw_read": [pointer, pointer, number],
         "tw_forward": [pointer, pointer, pointer, pointer],
-        "tw_logits": [pointer, pointer, pointer, number, pointer],
+        "tw_logits": [pointer, pointer, pointer, number, pointer, pointer, pointer],
     }
     for name, arguments in signatures.items():
         function = getattr(loaded, name)

@@ -66,12 +66,14 @@ class _Model(ctypes.Structure):
         ("layers", ctypes.POINTER(_Layer)),
         ("embedding", Matrix),
         ("head", Matrix),
-        *((name, _pointer) for name in ("norm", "cos", "sin")),
+        ("norm", _pointer),
+        ("positions", _number),
+        *((name, _pointer) for name in ("cos", "sin")),
     ]
 
 
 class Step(ctypes.Structure):
-    """tw::Step: pointers are `data_ptr()`s of tensors that live until the call returns."""
+    """tw::Step: pointers are addresses of memory that lives until the call returns."""
 
     _fields_ = [
         ("tokens", _number),
@@ -80,7 +82,7 @@ class Step(ctypes.Structure):
         *((name, _pointer) for name in ("query_lengths", "context_lengths", "page_table")),
         ("pages_per_request", _number),
         ("pages", _pointer),
-        *((name, _number) for name in ("page_size", "entry_bytes", "layer_bytes")),
+        *((name, _number) for name in ("num_pages", "page_size", "entry_bytes", "layer_bytes")),
         ("cache_format", ctypes.c_int32),
     ]
 
@@ -114,6 +116,7 @@ class NativeModel:
             embedding=matrix(embedding),
             head=matrix(embedding if config.tie_word_embeddings else matrices["lm_head.weight"]),
             norm=_address(tensors["norm.weight"]),
+            positions=cos.shape[0],
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
         )
