@@ -60,27 +60,30 @@ static void find_outliers(const float* x, int64_t columns, int32_t* outlier, flo
     }
 }
 
+// Group `group` of a row in the forms `out` has; the q's of outliers are zero once they are known.
+static void quantise_group(const float* x, int64_t columns, const Activations& out, int64_t row, int64_t group, bool known) {
+    const int64_t first = group * kGroup, count = columns - first < kGroup ? columns - first : kGroup;
+    float values[kGroup] = {};
+    std::memcpy(values, x + first, count * sizeof(float));
+    if (out.half) write_bfloat16(load<f32x16>(values), load<f32x16>(values + kLanes), out, row, group);
+    for (int64_t i = row * kOutliers; known && i < (row + 1) * kOutliers; ++i)
+        if (out.outlier[i] / kGroup == group && out.outlier_value[i] != 0) values[out.outlier[i] % kGroup] = 0;
+    if (out.q) write_integers(load<f32x16>(values), load<f32x16>(values + kLanes), out, row, group);
+}
+
+// All groups first as if there were no outliers, then again those that have one.
 void quantise(const float* x, int64_t columns, const Activations& out, int64_t row) {
-    const int32_t* outlier = nullptr;
-    const float* value = nullptr;
-    if (out.outlier) {
-        outlier = out.outlier + row * kOutliers, value = out.outlier_value + row * kOutliers;
-        find_outliers(x, columns, out.outlier + row * kOutliers, out.outlier_value + row * kOutliers);
-    }
-    for (int64_t group = 0; group < out.groups; ++group) {
-        const int64_t count = columns - group * kGroup < kGroup ? columns - group * kGroup : kGroup;
-        float values[kGroup] = {};
-        std::memcpy(values, x + group * kGroup, count * sizeof(float));
-        f32x16 low = load<f32x16>(values), high = load<f32x16>(values + kLanes);
+    const int64_t whole = columns / kGroup;
+    for (int64_t group = 0; group < whole; ++group) {
+        const f32x16 low = load<f32x16>(x + group * kGroup), high = load<f32x16>(x + group * kGroup + kLanes);
         if (out.half) write_bfloat16(low, high, out, row, group);
-        if (!out.q) continue;
-        if (outlier) {
-            for (int64_t i = 0; i < kOutliers; ++i)
-                if (outlier[i] / kGroup == group && value[i] != 0) values[outlier[i] % kGroup] = 0;
-            low = load<f32x16>(values), high = load<f32x16>(values + kLanes);
-        }
-        write_integers(low, high, out, row, group);
+        if (out.q) write_integers(low, high, out, row, group);
     }
+    if (whole < out.groups) quantise_group(x, columns, out, row, whole, false);
+    if (!out.outlier) return;
+    int32_t* outlier = out.outlier + row * kOutliers;
+    find_outliers(x, columns, outlier, out.outlier_value + row * kOutliers);
+    for (int64_t i = 0; i < kOutliers; ++i) quantise_group(x, columns, out, row, outlier[i] / kGroup, true);
 }
 
 void rotate_half(float* x, int64_t width, const float* cos, const float* sin) {
