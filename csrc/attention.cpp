@@ -8,33 +8,24 @@
 
 #include <cfloat>
 
+#include "attention_block.h"
 #include "attention_softmax.h"
-#include "attention_tile.h"
 #include "attention_values.h"
-#include "cache_entry.h"
 
 namespace tw {
 namespace TW_ISA {
 
-constexpr int64_t kBlock = 64;    // tokens; a multiple of sixteen that divides kSplit
 constexpr int64_t kFewRows = 10;  // up to here transposing keys costs less than empty lanes do
 constexpr int64_t kMemoryBound = 32;  // rows: with more, arithmetic takes longer than entries take to come by themselves
 constexpr int64_t kPanelRows = kMostGroups >= 2 ? 2 * kLanes : kLanes;  // query rows in lanes at a time
 constexpr float kLog2E = 1.44269504f;
 constexpr float kOne = 1;
 
-constexpr int64_t kBlockPiece = kBlock * kPieceStride;
-
 static int64_t pieces(int64_t width) { return (width + kPiece - 1) / kPiece; }
 
 static int64_t key_pieces(const HeadSpec& head) {
     return pieces(head.key[0].width) + (head.num_keys > 1 ? pieces(head.key[1].width) : 0);
 }
-
-struct Block {
-    int64_t count, next_count;
-    const uint8_t *entry[kBlock], *next[kBlock];  // of this block and the one after it
-};
 
 // What one key-value head is worked on with.
 struct Work {
@@ -81,100 +72,6 @@ static Work make_work(const QueryRows& rows, const HeadSpec& head, const CacheSp
     work.softmax = reinterpret_cast<Softmax*>(memory) + index;
     work.state = state;
     return work;
-}
-
-// Where entries position .. position + count - 1 lie.
-static void find_entries(const Entries& entries, int64_t position, int64_t count, const uint8_t** found) {
-    const CacheSpec& cache = entries.cache;
-    for (int64_t token = 0; token < count;) {
-        int64_t slot = position + token - entries.first, run = count - token;  // entries that lie side by side
-        if (entries.page_table) {
-            const int64_t at = position + token, offset = at % cache.page_size;
-            slot = entries.page_table[at / cache.page_size] * cache.page_size + offset;
-            if (run > cache.page_size - offset) run = cache.page_size - offset;
-        }
-        const uint8_t* entry = entries.pages + slot * cache.entry_bytes;
-        for (; run; --run, ++token, entry += cache.entry_bytes) found[token] = entry;
-    }
-}
-
-// One piece of a segment: numbers begin .. end - 1.
-struct Piece {
-    const Segment& segment;
-    int64_t begin, end;
-    int64_t index, before;  // pieces and numbers of the key that come before it
-};
-
-// A piece of a block's entries, as rows of floats.
-template <int32_t F>
-static void decode_rows(const Piece& piece, const Block& block, float* to, Ahead& ahead, int64_t entries) {
-    for (int64_t token = 0; token < block.count; ++token, to += kPieceStride) {
-        if (token % 8 == 0) ahead.fetch(entries);
-        load_part<F>(block.entry[token] + piece.segment.offset, piece.segment.width, piece.begin, piece.end, to);
-    }
-}
-
-static void decode_rows(int32_t format, const Piece& piece, const Block& block, float* to, Ahead& ahead, int64_t entries) {
-    switch (format) {
-        case kCacheFloat32: return decode_rows<kCacheFloat32>(piece, block, to, ahead, entries);
-        case kCacheBfloat16: return decode_rows<kCacheBfloat16>(piece, block, to, ahead, entries);
-        case kCacheQ8: return decode_rows<kCacheQ8>(piece, block, to, ahead, entries);
-        default: return decode_rows<kCacheQ6>(piece, block, to, ahead, entries);
-    }
-}
-
-#if defined(TW_AVX512)
-static bool side_by_side(const uint8_t* const* entry, int64_t step) {
-    bool yes = true;
-    for (int64_t i = 1; i < kLanes; ++i) yes &= entry[i] - entry[0] == i * step;
-    return yes;
-}
-#endif
-
-// A piece of a block's entries, as columns at work.transposed.
-template <int32_t F>
-static void decode_columns(const Work& work, const Piece& piece, const Block& block, Ahead& ahead, int64_t entries) {
-    const int64_t width = piece.end - piece.begin;
-    for (int64_t first = 0; first < block.count; first += kLanes) {
-        ahead.fetch(entries);
-        float* to = work.transposed + first;
-        const uint8_t* const* entry = block.entry + first;
-#if defined(TW_AVX512)
-        if (block.count - first >= kLanes && width % whole_numbers(F) == 0 && side_by_side(entry, work.cache.entry_bytes)) {
-            load_transposed<F>(*entry + piece.segment.offset, work.cache.entry_bytes, piece.segment.width, piece.begin,
-                               piece.end, to, kBlock);
-            continue;
-        }
-#endif
-        for (int64_t i = 0; i < kLanes; ++i) {
-            float* row = work.piece + i * kPieceStride;
-            if (first + i < block.count)
-                load_part<F>(entry[i] + piece.segment.offset, piece.segment.width, piece.begin, piece.end, row);
-            else  // the scores of tokens that are not there are unused, but what lies here may be denormal, and slow
-                std::memset(row, 0, padded_lanes(width) * sizeof(float));
-        }
-        for (int64_t i = 0; i < width; i += kLanes) transpose(work.piece + i, kPieceStride, to + i * kBlock, kBlock);
-    }
-}
-
-static void decode_columns(const Work& work, const Piece& piece, const Block& block, Ahead& ahead, int64_t entries) {
-    switch (piece.segment.format) {
-        case kCacheFloat32: return decode_columns<kCacheFloat32>(work, piece, block, ahead, entries);
-        case kCacheBfloat16: return decode_columns<kCacheBfloat16>(work, piece, block, ahead, entries);
-        case kCacheQ8: return decode_columns<kCacheQ8>(work, piece, block, ahead, entries);
-        default: return decode_columns<kCacheQ6>(work, piece, block, ahead, entries);
-    }
-}
-
-// Calls f(piece) for every piece of `count` segments.
-template <typename F>
-TW_INLINE void for_pieces(const Segment* segments, int64_t count, F&& f) {
-    int64_t index = 0, before = 0;
-    for (int64_t i = 0; i < count; before += segments[i++].width)
-        for (int64_t begin = 0; begin < segments[i].width; begin += kPiece) {
-            const int64_t end = begin + kPiece < segments[i].width ? begin + kPiece : segments[i].width;
-            f(Piece{segments[i], begin, end, index++, before + begin});
-        }
 }
 
 // Calls f(first row, rows in lanes, rows that exist) for every panel.
@@ -236,7 +133,7 @@ static void decode_values(const Work& work, const Block& block, Ahead& ahead, in
 static void attend_few(const Work& work, const Block& block, Ahead& ahead) {
     const int64_t rows = work.rows.count, groups = padded_lanes(block.count) / kLanes;
     for_pieces(work.head.key, work.head.num_keys, [&](const Piece& piece) {
-        decode_columns(work, piece, block, ahead, 5);
+        decode_columns(piece, block, work.cache.entry_bytes, work.piece, work.transposed, ahead, 5);
         multiply<kPieceStride>({work.transposed, kBlock, work.queries + piece.index * rows * kPieceStride, 1,
                                 piece.end - piece.begin, work.scores, kPieceStride, piece.index ? &kOne : nullptr, 0},
                                groups, rows, ahead, 5);
