@@ -103,13 +103,19 @@ static void rounded_rows(const uint8_t* block, const Activations& x, int64_t fir
     }
 }
 
-// What a row's numbers in float add to the sums of its 8-bit ones.
+// What a row's numbers in float add to the sums of its 8-bit ones. Neighbours often have the same channels for outliers.
 template <Format F>
 static void add_outliers(const uint8_t* block, const Activations& x, int64_t first, int64_t rows, f32x16* y) {
     const int32_t* outlier = x.outlier + first * kOutliers;
     const float* value = x.outlier_value + first * kOutliers;
-    for (int64_t m = 0; m < rows; ++m, outlier += kOutliers, value += kOutliers)
-        for (int64_t i = 0; i < kOutliers; ++i) y[m] += column_of<F>(block, outlier[i]) * splat(value[i]);
+    for (int64_t i = 0; i < kOutliers; ++i) {
+        f32x16 weights = column_of<F>(block, outlier[i]);
+        for (int64_t m = 0; m < rows; ++m) {
+            const int64_t at = m * kOutliers + i;
+            if (m && outlier[at] != outlier[at - kOutliers]) weights = column_of<F>(block, outlier[at]);
+            y[m] += weights * splat(value[at]);
+        }
+    }
 }
 
 // One tile's rows against one row-block.
