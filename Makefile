@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= smollm2-135m-instruct
 ARGS ?=
+SOURCES := CMakeLists.txt $(wildcard csrc/*)
 
 .PHONY: serve chat test test-slow check bench docs format clean
 
@@ -47,10 +48,10 @@ clean:
 	$(BIN)/python tools/install_torch.py
 	touch $@
 
-.venv/serve.stamp: .venv/torch.stamp pyproject.toml
+.venv/serve.stamp: .venv/torch.stamp pyproject.toml $(SOURCES)
 	$(BIN)/python -m pip install -q -e '.[serve]'
 	touch $@
 
-.venv/dev.stamp: .venv/torch.stamp pyproject.toml
+.venv/dev.stamp: .venv/torch.stamp pyproject.toml $(SOURCES)
 	$(BIN)/python -m pip install -q -e '.[serve,dev]'
 	touch $@ .venv/serve.stamp

@@ -1,22 +1,21 @@
 """Timing tapwater on the path users get: LLM.submit, the engine's thread, the listener."""
 
+import ctypes
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from tapwater.checkpoint.gguf_header import read_container
 from tapwater.config import ModelConfig
 from tapwater.engine import SamplingParams
 from tapwater.errors import TapwaterError
 from tapwater.llm import LLM, Delta
-from tapwater.model import PackedTransformer, Prediction, Transformer
+from tapwater.model import PackedTransformer, Transformer
 from tapwater.ops.native import Kernels
 
 FIRST_TOKEN = 100  # prompts are drawn from here up: below lie control tokens of many vocabularies
@@ -109,7 +108,7 @@ def decode_speed(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, chan
 
 @dataclass(frozen=True)
 class Overhead:
-    """A decode step, and how much of it was not spent in the model: scheduling, sampling, text, delivery."""
+    """A decode step, and how much of it was not native calls: scheduling, sampling, text, delivery, binding."""
 
     step_s: float
     engine_s: float
@@ -119,39 +118,37 @@ class Overhead:
         return self.engine_s / self.step_s
 
 
-class TimedModel:
-    """Stands in for an engine's model and notes when it computed."""
+class TimedLibrary:
+    """Stands in for a native library and notes when its functions ran."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
         self.spans: list[tuple[float, float]] = []
 
-    def __call__(self, *args: Any) -> Any:
-        start = time.perf_counter()
-        output = self._model(*args)
-        self.spans.append((start, time.perf_counter()))
-        return output
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        function = getattr(self._library, name)
 
-    def predict(self, hidden_RD: Tensor) -> Prediction:
-        start = time.perf_counter()
-        prediction = self._model.predict(hidden_RD)
-        self.spans.append((start, time.perf_counter()))
-        return prediction
+        def timed(*args: object) -> int:
+            start = time.perf_counter()
+            status = function(*args)
+            self.spans.append((start, time.perf_counter()))
+            return status
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        return timed
 
 
 def engine_overhead(llm: LLM, batch: int, prompt_tokens: int, new_tokens: int, chance: random.Random) -> Overhead:
-    """Decode steps with the model's own time told apart; the engine must be idle."""
-    engine = llm._engine
-    model = engine.model
-    timed = TimedModel(model)
-    engine.model = timed  # pyrefly: ignore
+    """Decode steps with the native calls' own time told apart; BenchError without any. The engine must be idle."""
+    model = llm._engine.model
+    if not isinstance(model, PackedTransformer):
+        raise BenchError("the torch backend makes no native calls to tell the engine's time from")
+    kernels, library = model.kernels, model.kernels.library
+    timed = TimedLibrary(library)
+    kernels.library = timed  # pyrefly: ignore
     try:
         _, streams = run(llm, batch, prompt_tokens, new_tokens, chance)
     finally:
-        engine.model = model
+        kernels.library = library
     window = full_batch(streams)
     inside = sum(stop - start for start, stop in timed.spans if window.start <= start and stop <= window.stop)
     return Overhead(window.seconds_per_step, window.seconds_per_step - inside / window.steps)
@@ -198,7 +195,7 @@ def distinct(streams: Sequence[Stream]) -> float:
     return len(set(tokens)) / len(tokens)
 
 
-def _seconds(work: Any) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -48,6 +48,10 @@ class Tapwater:
         self._different_tokens.setdefault(workload.name, []).append(distinct(streams))
         return full_batch(streams).tokens_per_second
 
+    @property
+    def is_native(self) -> bool:
+        return isinstance(self._llm._engine.model, PackedTransformer)
+
     def overhead(self, workload: Workload) -> Overhead:
         return engine_overhead(self._llm, workload.batch, workload.prompt, workload.new, self._chance)
 

@@ -172,7 +172,7 @@ def _measure(
         for round, workload, engine in turns([tapwater, *peers], workloads, rounds):
             progress.update(task, description=f"Round {round + 1} of {rounds}: {workload.name}, {engine.name}")
             _measure_one(engine, workload, threads, comparison)
-            if engine is tapwater and workload.name in OVERHEAD:
+            if engine is tapwater and tapwater.is_native and workload.name in OVERHEAD:
                 comparison.overheads.setdefault(workload.name, []).append(tapwater.overhead(workload))
             progress.advance(task)
 

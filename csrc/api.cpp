@@ -2,13 +2,21 @@
 #include "api.h"
 
 #include <atomic>
+#include <exception>
 
 TW_API const char* tw_instruction_set() { return tw::kernels().name; }
 
 // 0 when `name` is an instruction set of this build that this processor runs; it is used from then on.
 TW_API int32_t tw_force_instruction_set(const char* name) { return tw::force_kernels(name); }
 
-TW_API void* tw_runner_create(int32_t threads) { return new tw::Runner(threads); }
+// Null when that many threads, or their memory, are not to be had.
+TW_API void* tw_runner_create(int32_t threads) {
+    try {
+        return new tw::Runner(threads);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
 TW_API void tw_runner_destroy(void* runner) { delete static_cast<tw::Runner*>(runner); }
 
 // y [rows, outputs] = x W^T.

@@ -27,8 +27,8 @@ struct Runner {
 // Calls f(run) with empty scratch memory; 0, or 1 when memory ran out.
 template <typename F>
 int32_t guarded(void* runner_, F&& f) {
-    Runner& runner = *static_cast<Runner*>(runner_);
     try {
+        Runner& runner = *static_cast<Runner*>(runner_);
         runner.scratch.reset();
         Run run{runner.pool, runner.scratch, kernels()};
         f(run);

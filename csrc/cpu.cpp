@@ -6,13 +6,17 @@
 
 namespace tw {
 
-#if defined(__x86_64__)
+#if defined(TW_HAS_AVX512_BF16)
 namespace avx512_bf16 {
 extern const Kernels table;
 }
+#endif
+#if defined(TW_HAS_AVX512)
 namespace avx512 {
 extern const Kernels table;
 }
+#endif
+#if defined(TW_HAS_AVX2)
 namespace avx2 {
 extern const Kernels table;
 }
@@ -21,7 +25,7 @@ namespace portable {
 extern const Kernels table;
 }
 
-#if defined(__x86_64__)
+#if defined(TW_HAS_AVX512)
 static bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
@@ -35,9 +39,13 @@ struct Choice {
 
 static const Choice* choices(int* count) {
     static const Choice list[] = {
-#if defined(__x86_64__)
+#if defined(TW_HAS_AVX512_BF16)
         {&avx512_bf16::table, has_avx512() && __builtin_cpu_supports("avx512bf16")},
+#endif
+#if defined(TW_HAS_AVX512)
         {&avx512::table, has_avx512()},
+#endif
+#if defined(TW_HAS_AVX2)
         {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
 #endif
         {&portable::table, true},

@@ -32,7 +32,7 @@ static inline __attribute__((always_inline)) void write_integers(f32x16 low, f32
     const i32x16 first = nearest(low * splat(inverse)), second = nearest(high * splat(inverse));
     store(out.q + at * kGroup, __builtin_convertvector(first, i8x16));
     store(out.q + at * kGroup + kLanes, __builtin_convertvector(second, i8x16));
-    const float sum = sum_lanes(to_float(first + second));  // of small integers: exact in any order
+    const float sum = sum_lanes(to_float(first) + to_float(second));  // of small integers: exact in any order
     // x - x is 0, or NaN where x is not finite: damage must reach the logits, where it is looked for
     out.scale[at] = largest / 127 + sum_lanes((low - low) + (high - high));
     out.sum[at] = int32_t(sum);

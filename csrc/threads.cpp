@@ -19,10 +19,17 @@ static void pause() {
 }
 
 Pool::Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
+    } catch (...) {
+        end();  // those that did start
+        throw;
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
     stop_.store(true);
     {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -49,7 +56,12 @@ void Pool::run(int64_t parts, void (*work)(void*, int64_t, int), void* context) 
         wake_.notify_all();
     }
     take_parts(0);
-    while (busy_.load(std::memory_order_acquire)) pause();
+    const auto start = std::chrono::steady_clock::now();
+    for (int spins = 1; busy_.load(std::memory_order_acquire); ++spins) {
+        pause();
+        // longer than a piece of work takes: whoever is waited for may want this core
+        if (spins % 64 == 0 && std::chrono::steady_clock::now() - start > kSpin) std::this_thread::yield();
+    }
 }
 
 void Pool::take_parts(int thread) {

@@ -23,6 +23,7 @@ public:
     void run(int64_t parts, void (*work)(void* context, int64_t part, int thread), void* context);
 
 private:
+    void end();
     void worker(int thread);
     void take_parts(int thread);
     bool wait_for_round_after(uint64_t seen);

@@ -14,7 +14,7 @@ from tapwater.checkpoint import save_hf
 from tapwater.config import EngineConfig, ModelConfig
 from tapwater.engine import EngineError, FinishReason, SamplingParams
 from tapwater.errors import CheckpointError, RequestError
-from tapwater.llm import LLM, Completion, Delta
+from tapwater.llm import LLM, Completion, Delta, cpu_quota
 from tapwater.model import Transformer
 from tapwater.text import Tokenizer
 
@@ -248,3 +248,20 @@ def test_a_path_that_is_no_model_is_refused(tmp_path: Path) -> None:
     for path, words in ((tmp_path / "absent", "no such file"), (tmp_path / "notes.txt", "not a model")):
         with pytest.raises(CheckpointError, match=words):
             LLM.load(path, ENGINE)
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+    ],
+)
+def test_a_containers_quota_is_read(files: dict[str, str], cores: float | None, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == cores

@@ -36,6 +36,8 @@ CACHE_FORMATS = {
     "q6": CacheFormat.Q6,
 }
 
+CGROUP = Path("/sys/fs/cgroup")
+
 log = logging.getLogger(__name__)
 
 
@@ -93,8 +95,19 @@ class Completion:
 
 
 def available_cores() -> int:
-    """Cores this process may use: fewer than the machine has inside a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: fewer than the machine has under taskset or in a container with a quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(cpu_quota(CGROUP) or cores)))
+
+
+def cpu_quota(cgroup: Path) -> float | None:
+    """Cores' worth of time that a Linux control group (version 2, else 1) allows; None without a limit."""
+    files = [cgroup / "cpu.max"], [cgroup / "cpu/cpu.cfs_quota_us", cgroup / "cpu/cpu.cfs_period_us"]
+    for paths in files:
+        if all(path.is_file() for path in paths):
+            quota, period = " ".join(path.read_text() for path in paths).split()
+            return None if quota in ("max", "-1") else int(quota) / int(period)
+    return None
 
 
 DeltaListener = Callable[[Delta | TapwaterError], None]

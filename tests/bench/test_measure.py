@@ -80,12 +80,20 @@ def test_speeds_of_a_model(llm: LLM) -> None:
     assert decode_speed(llm, 3, 8, 5, chance) > 0
 
 
-def test_the_engines_share_is_told_apart_and_the_model_put_back(llm: LLM) -> None:
-    model = llm._engine.model
-    overhead = engine_overhead(llm, 2, 8, 6, random.Random(0))
+def test_the_engines_share_is_told_apart_and_the_library_put_back(random_gguf: Path) -> None:
+    native = LLM.load(random_gguf, EngineConfig(cache_tokens=1024, threads=1))
+    kernels = native._engine.model.kernels
+    library = kernels.library
+    overhead = engine_overhead(native, 2, 8, 6, random.Random(0))
     assert 0 < overhead.engine_s < overhead.step_s
     assert 0 < overhead.share < 1
-    assert llm._engine.model is model
+    assert kernels.library is library
+    native.close()
+
+
+def test_the_engines_share_needs_native_calls(llm: LLM) -> None:
+    with pytest.raises(BenchError, match="torch backend"):
+        engine_overhead(llm, 2, 8, 6, random.Random(0))
 
 
 def test_a_token_reads_what_the_counts_of_parameters_say(random_gguf: Path, llm: LLM) -> None:

@@ -248,6 +248,9 @@ def test_the_engine_says_the_same_whatever_the_schedule(
         ({"page_table_BP": torch.tensor([[-1]])}, "page -1 is outside"),
         ({"context_lengths": (5,)}, "query length <= context length <= 4"),
         ({"pages_LPSX": torch.zeros(2, 8, 4, 8)}, "new_pages"),
+        ({"pages_LPSX": torch.zeros(2, 8, 4, 8, dtype=torch.uint8)}, "new_pages"),
+        ({"num_generating": 2}, "2 of 1 requests"),
+        ({"num_generating": -1}, "-1 of 1 requests"),
     ],
 )
 def test_bad_input_is_refused_before_any_kernel_runs(
@@ -283,3 +286,16 @@ def test_rotations_are_there_for_every_position_of_the_model(
     with pytest.raises(ValueError, match=r"position 9000 is outside 0\.\.8999"):
         model(torch.tensor([5]), torch.tensor([9000]), cache.view([range(9)], [1], [9000], 1))
     model.close()
+
+
+def test_hidden_states_of_another_shape_or_type_are_refused(
+    packed_weights: dict[tuple[str, Format], PackedWeights],
+) -> None:
+    config = CONFIGS["llama-gqa"]
+    model = PackedTransformer(config, packed_weights["llama-gqa", Format.Q8], 1, CacheFormat.BFLOAT16)
+    for hidden in (torch.zeros(3, 8), torch.zeros(config.hidden_size), torch.zeros(3, config.hidden_size).double()):
+        with pytest.raises(ValueError, match="hidden states must be float32"):
+            model.predict(hidden)
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        model.predict(torch.zeros(3, config.hidden_size))

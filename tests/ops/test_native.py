@@ -1,5 +1,7 @@
 """Every instruction set this machine runs against the reference, over odd shapes; batches never change a row."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -106,3 +108,20 @@ def test_a_wrong_input_is_refused(x: torch.Tensor) -> None:
 def test_an_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(ConfigError, match="'sse9'"):
         native.force_instruction_set("sse9")
+
+
+@pytest.mark.parametrize("threads", [0, -5])
+def test_no_thread_cannot_compute(threads: int) -> None:
+    with pytest.raises(ValueError, match=f"got {threads}"):
+        native.Kernels(threads)
+
+
+def test_threads_that_the_system_does_not_give_are_refused() -> None:
+    program = (
+        "import resource; from tapwater.ops.native import Kernels, library; library();"
+        "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32));"
+        "Kernels(1024)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended.stderr
+    assert "engine.threads: the system does not give 1024 threads" in ended.stderr

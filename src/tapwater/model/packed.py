@@ -42,6 +42,7 @@ class PackedTransformer:
     def __init__(self, config: ModelConfig, weights: PackedWeights, threads: int, cache_format: CacheFormat) -> None:
         self.config = config
         self.cache_format = cache_format
+        self.entry_size = entry_size(config, cache_format)
         self.kernels = Kernels(threads)
         self._weights = weights
         self._native = self._with_positions(min(4096, config.max_position_embeddings))
@@ -52,12 +53,12 @@ class PackedTransformer:
 
     def new_pages(self, num_pages: int, page_size: int) -> Tensor:
         """An empty cache: bytes [L, P, S, bytes of an entry]."""
-        size = entry_size(self.config, self.cache_format)
-        return torch.zeros(self.config.num_hidden_layers, num_pages, page_size, size, dtype=torch.uint8)
+        shape = self.config.num_hidden_layers, num_pages, page_size, self.entry_size
+        return torch.zeros(shape, dtype=torch.uint8)
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> Output:
         """Hidden states [T, D] of a step's tokens; their cache entries are written."""
-        _check(self.config, tokens_T, positions_T, view)
+        _check(self.config, self.entry_size, tokens_T, positions_T, view)
         self._grow(max(view.context_lengths))
         pages = view.pages_LPSX
         queries, contexts = array("q", view.query_lengths), array("q", view.context_lengths)
@@ -97,6 +98,11 @@ class PackedTransformer:
 
     def predict(self, hidden_RD: Tensor) -> Prediction:
         """As `Transformer.predict`, in one pass over the logits."""
+        if hidden_RD.dtype != torch.float32 or hidden_RD.ndim != 2 or hidden_RD.shape[1] != self.config.hidden_size:
+            raise ValueError(
+                f"hidden states must be float32 [rows, {self.config.hidden_size}], "
+                f"got {hidden_RD.dtype} {list(hidden_RD.shape)}"
+            )
         hidden_RD = hidden_RD.contiguous()
         rows = hidden_RD.shape[0]
         logits_RW = torch.empty(rows, self.config.vocab_size)
@@ -139,7 +145,7 @@ def entry_size(config: ModelConfig, format: CacheFormat) -> int:
     return config.num_key_value_heads * (segment_bytes(for_keys(format), width) + segment_bytes(format, width))
 
 
-def _check(config: ModelConfig, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> None:
+def _check(config: ModelConfig, entry_size: int, tokens_T: Tensor, positions_T: Tensor, view: CacheView) -> None:
     """ValueError for whatever would make the kernels read or write past an array, but for the indices themselves: those
     the kernels look at before anything else."""
     total = sum(view.query_lengths)
@@ -152,8 +158,11 @@ def _check(config: ModelConfig, tokens_T: Tensor, positions_T: Tensor, view: Cac
         if tensor.dtype != torch.int64 or not tensor.is_contiguous():
             raise ValueError("tokens, positions, slots and the page table must be contiguous int64")
     pages = view.pages_LPSX
-    if pages.dtype != torch.uint8 or not pages.is_contiguous() or pages.shape[0] != config.num_hidden_layers:
+    shape = pages.shape[0], pages.shape[3]
+    if pages.dtype != torch.uint8 or not pages.is_contiguous() or shape != (config.num_hidden_layers, entry_size):
         raise ValueError("the cache must come from new_pages of this model")
+    if not 0 <= view.num_generating <= len(view.query_lengths):
+        raise ValueError(f"{view.num_generating} of {len(view.query_lengths)} requests cannot be generating")
     room = view.page_table_BP.shape[1] * pages.shape[2]
     lengths = zip(view.query_lengths, view.context_lengths, strict=True)
     if len(view.query_lengths) != view.page_table_BP.shape[0] or any(not 0 < q <= c <= room for q, c in lengths):

@@ -6,6 +6,7 @@ whatever lies beside it.
 
 import ctypes
 import functools
+import logging
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from tapwater.ops.quant import Format, PackedWeight
 
 INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "portable")  # best first
 OUT_OF_RANGE = 2  # what tw_forward answers, having touched nothing, to an index of something there is not
+log = logging.getLogger(__name__)
+
 _FORMAT_NUMBER = {format: number for number, format in enumerate(Format)}
 
 
@@ -36,18 +39,32 @@ def matrix(weight: PackedWeight) -> Matrix:
 
 
 class Kernels:
-    """The kernels with a pool of `threads` threads, the caller's included; for one calling thread at a time."""
+    """The kernels with a pool of `threads` threads, the caller's included; for one calling thread at a time.
+
+    Raises ValueError for less than one thread, ConfigError where the system does not give that many.
+    """
 
     def __init__(self, threads: int) -> None:
+        if threads < 1:
+            raise ValueError(f"at least one thread must compute, got {threads}")
         self.library = library()
         self.threads = threads
-        self.runner = self.library.tw_runner_create(threads)
+        self._runner: int | None = self.library.tw_runner_create(threads)
+        if self._runner is None:
+            raise ConfigError(f"engine.threads: the system does not give {threads} threads; lower it")
+
+    @property
+    def runner(self) -> int:
+        """The pool as native calls take it; RuntimeError once it is closed."""
+        if self._runner is None:
+            raise RuntimeError("the native kernels of this model are closed")
+        return self._runner
 
     def close(self) -> None:
         """End the pool's threads; the object is of no further use."""
-        if self.runner:
-            self.library.tw_runner_destroy(self.runner)
-            self.runner = None
+        if self._runner is not None:
+            self.library.tw_runner_destroy(self._runner)
+            self._runner = None
 
     def linear(self, x_TI: Tensor, weight: PackedWeight, index: int = 0) -> Tensor:
         """x @ weight^T in float32 with matrix `index` of a stack, x rounded as in `reference.packed_linear`.
@@ -139,4 +156,5 @@ def library() -> ctypes.CDLL:
     for name, arguments in signatures.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = arguments, status
+    log.info("native kernels compute with %s", loaded.tw_instruction_set().decode())
     return loaded
