@@ -3,7 +3,8 @@
     python bench/kernels.py [--rounds N] [--threads N]
 
 Products are those of one DeepSeek-V2-Lite expert stack and one SmolLM2 layer; caches are bfloat16, the reference reads
-float32. The last table says what share of the memory bandwidth measured here a product of one row reaches.
+float32. Two more tables say what share of the memory bandwidth measured here a product of one row reaches, and
+what a call costs.
 """
 
 import time
@@ -116,6 +117,9 @@ def main(rounds: int = 9, threads: int = 2) -> None:
         best = median(seconds(partial(kernels.linear, x, weight)) for _ in range(rounds))
         streams[f"{format}, one row"] = [100 * weight.nbytes / best / memory_bandwidth(threads)]
     publish("kernels-bandwidth", "% of memory bandwidth", streams)
+    nothing = torch.empty(1)
+    calls = [seconds(partial(kernels.library.tw_read, kernels.runner, nothing.data_ptr(), 0)) for _ in range(1000)]
+    publish("kernels-call", "microseconds", {"a native call that reads nothing": [1e6 * call for call in calls]})
     kernels.close()
 
 

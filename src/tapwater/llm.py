@@ -142,7 +142,10 @@ class LLM:
     def load(cls, path: Path, engine: EngineConfig, *, progress: Progress | None = None) -> "LLM":
         """The model of a GGUF file, a Hugging Face or packed directory; `progress(done, total)` counts tensors."""
         if engine.backend == "auto" and not engine.is_torch and not is_built():
-            log.warning("The native kernels are not built here: torch computes instead, several times slower.")
+            log.warning(
+                "The native kernels are not built here, for want of a C++ compiler or because it failed: torch computes "
+                "instead, several times slower. Install a compiler, then tapwater again (pip install -v shows the build)."
+            )
             engine = replace(engine, backend="torch")
         if engine.is_torch:
             loaded = load_model(path, getattr(torch, engine.torch_dtype), progress)
