@@ -143,8 +143,9 @@ class LLM:
         """The model of a GGUF file, a Hugging Face or packed directory; `progress(done, total)` counts tensors."""
         if engine.backend == "auto" and not engine.is_torch and not is_built():
             log.warning(
-                "The native kernels are not built here, for want of a C++ compiler or because it failed: torch computes "
-                "instead, several times slower. Install a compiler, then tapwater again (pip install -v shows the build)."
+                "The native kernels are not built here, for want of a C++ compiler or because it failed: torch "
+                "computes instead, several times slower. Install a compiler, then tapwater again (pip install -v "
+                "shows the build)."
             )
             engine = replace(engine, backend="torch")
         if engine.is_torch:

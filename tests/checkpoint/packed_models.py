@@ -13,10 +13,10 @@ from tiny import CONFIGS
 TEMPLATE = "{% for m in messages %}<|bos|>{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
-def write_model(path: Path, name: str = "v3", seed: int = 3) -> Path:
+def write_model(path: Path, name: str = "v3", seed: int = 3, prediction_layers: int = 0) -> Path:
     """The tiny model `name` with a vocabulary of 512."""
     changes = {"vocab_size": 512, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": [1, 2]}
-    config = replace_fields(CONFIGS[name], changes, name)
+    config = replace_fields(CONFIGS[name], changes | {"num_nextn_predict_layers": prediction_layers}, name)
     backend = train_bpe(["<|bos|>", "<|eos|>", "<|end|>"], ["</think>"])
     tokenizer = Tokenizer(backend, bos_token_id=0, eos_token_ids=(1, 2), chat_template=TEMPLATE, add_bos_token=True)
     save_hf(Transformer.random(config, seed), path, tokenizer)

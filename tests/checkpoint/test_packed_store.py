@@ -1,5 +1,6 @@
 """Packed directories: what was written is what is mapped, and damage is one clear error."""
 
+import io
 import json
 import random
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from checkpoint.packed_models import write, write_model
-from tapwater.checkpoint import PackedDirectory, load_config, load_model, load_packed, open_source, pack_weights
+from tapwater.checkpoint import PackedDirectory, load_config, load_packed, open_source, pack_weights
 from tapwater.checkpoint.packed_store import ALIGNMENT
 from tapwater.errors import CheckpointError, TapwaterError
 from tapwater.ops.quant import Format
@@ -71,7 +72,7 @@ def test_a_packed_model_is_loaded_in_its_own_format_only(packed: Path) -> None:
     with pytest.raises(CheckpointError, match="was packed as q4_min and cannot become q8"):
         load_packed(packed, Format.Q8)
     with pytest.raises(CheckpointError, match="is packed for the native kernels"):
-        load_model(packed, None)
+        open_source(packed)
 
 
 def test_other_sources_load_alike(tmp_path: Path) -> None:
@@ -204,6 +205,17 @@ def test_random_damage_to_the_manifest_never_leaks_another_error(packed: Path) -
         except TapwaterError:
             refused += 1
     assert refused > 80
+
+
+def test_verify_names_an_array_the_disk_cannot_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailingDisk(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError("input/output error")
+
+    opened = PackedDirectory(packed)
+    monkeypatch.setattr(Path, "open", lambda path, mode: FailingDisk())
+    with pytest.raises(CheckpointError, match=r"array embed_tokens\.weight cannot be read: input/output error; quant"):
+        opened.verify()
 
 
 def test_verify_finds_a_flipped_bit_and_names_its_array(packed: Path) -> None:

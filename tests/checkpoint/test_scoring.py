@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from tapwater.checkpoint import pack_weights, save_hf
 from tapwater.checkpoint.hf import HfDirectory
-from tapwater.checkpoint.scoring import SourceWeights, UnpackedWeights, perplexity
+from tapwater.checkpoint.scoring import perplexity
+from tapwater.checkpoint.unpacked import UnpackedSource
 from tapwater.model import Sequences, Transformer
 from tapwater.ops.quant import Format
 from tiny import CONFIGS, prompt, tiny_model
@@ -31,8 +32,7 @@ def test_layer_by_layer_is_the_same(name: str, tmp_path: Path) -> None:
     save_hf(tiny_model(name), tmp_path / "model")
     source = HfDirectory(tmp_path / "model")
     heard: list[tuple[int, int]] = []
-    weights = SourceWeights(source.config, source)
-    found = perplexity(source.config, weights, WINDOWS, lambda done, total: heard.append((done, total)))
+    found = perplexity(source.config, source, WINDOWS, lambda done, total: heard.append((done, total)))
     assert found == pytest.approx(whole_perplexity(tiny_model(name)), rel=1e-5)
     layers = source.config.num_hidden_layers
     assert heard == [(layer, layers) for layer in range(1, layers + 1)]
@@ -48,6 +48,7 @@ def test_packed_weights_score_as_the_model_they_stand_for(name: str, tmp_path: P
     for key, parameter in rounded.named_parameters():
         if key not in weights.tensors:
             parameter.copy_(parameter.bfloat16())
-    found = perplexity(source.config, UnpackedWeights(weights), WINDOWS)
+    unpacked = UnpackedSource(source.config, weights, "packed")
+    found = perplexity(unpacked.config, unpacked, WINDOWS)
     assert found == pytest.approx(whole_perplexity(rounded), rel=1e-5)
     assert found != pytest.approx(whole_perplexity(tiny_model(name)), rel=1e-5)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from checkpoint.packed_models import write, write_model
+from tapwater.checkpoint import PackedDirectory
 from tapwater.cli import main
 from tapwater.config import preset, to_hf
 
@@ -30,6 +32,10 @@ def facts(capsys: pytest.CaptureFixture[str], name: str) -> dict[str, Any]:
         (["deepseek-v2", "--context", "0"], "--context must be between 1 and"),
         (["deepseek-v2", "--context", "999999999"], "the model's 163840"),
         (["deepseek_v2"], "did you mean 'deepseek-v2'"),
+        (
+            ["deepseek-v2", "--verify"],
+            "--verify is for packed directories, as `tapwater quantize` makes them; deepseek-v2",
+        ),
         (["DeepSeek-V2-Light"], "did you mean 'deepseek-v2-lite'"),
     ],
 )
@@ -108,3 +114,30 @@ def test_every_form_of_a_model(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     counted = [json.loads(inspect(capsys, form, "--json")) for form in forms]
     assert all(each | {"model": ""} == counted[0] | {"model": ""} for each in counted)
     assert counted[0]["parameters"]["total"] == 134_515_008
+
+
+def test_verify_reads_what_is_packed_and_finds_flipped_bytes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    packed = write(write_model(tmp_path / "model"), tmp_path / "packed")
+    arrays = PackedDirectory(packed).manifest.arrays
+    assert f"all {len(arrays)} arrays match their checksums" in inspect(capsys, str(packed), "--verify")
+    assert json.loads(inspect(capsys, str(packed), "--verify", "--json"))["verified_arrays"] == len(arrays)
+    weights = packed / "weights.tapwater"
+    raw = bytearray(weights.read_bytes())
+    raw[arrays[3].offset + 1] ^= 255
+    weights.write_bytes(raw)
+    assert "match" not in inspect(capsys, str(packed))  # unasked, no weights are read
+    with pytest.raises(SystemExit) as exited:
+        main(["inspect", str(packed), "--verify"])
+    assert exited.value.code == 1
+    out, err = capsys.readouterr()
+    assert f"array {arrays[3].name} is damaged" in err and "quantize the model again" in err and not out
+
+
+def test_verify_refuses_a_directory_that_is_not_packed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    with pytest.raises(SystemExit) as exited:
+        main(["inspect", str(model), "--verify"])
+    assert exited.value.code == 1
+    assert f"--verify is for packed directories, as `tapwater quantize` makes them; {model}" in capsys.readouterr().err

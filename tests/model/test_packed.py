@@ -8,20 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from ops.instruction_sets import forced
 from tapwater.checkpoint import pack_weights, save_hf
 from tapwater.checkpoint.hf import HfDirectory
+from tapwater.checkpoint.unpacked import UnpackedSource
+from tapwater.checkpoint.weights import build
 from tapwater.config import EngineConfig, ModelConfig, replace_fields
 from tapwater.engine import Engine, SamplingParams
 from tapwater.engine.latent_cache import LatentCache
 from tapwater.model import CacheView, PackedTransformer, PackedWeights, Sequences, Transformer
 from tapwater.ops import native
 from tapwater.ops.cache_format import CacheFormat
-from tapwater.ops.quant import Format, unpack
+from tapwater.ops.quant import Format
 from tiny import CONFIGS, prompt, tiny_model
 
 pytestmark = pytest.mark.skipif(not native.is_built(), reason="the native kernels are not built")
 
-ISAS = [name for name in native.INSTRUCTION_SETS if native.is_built()]
 ODD = {  # widths that fill neither lanes nor groups, and head widths from 32 up
     "llama-odd": replace_fields(
         CONFIGS["llama-gqa"], {"hidden_size": 36, "intermediate_size": 44, "head_dim": 18, "vocab_size": 101}, "odd"
@@ -44,11 +46,10 @@ ODD = {  # widths that fill neither lanes nor groups, and head widths from 32 up
 ALL = CONFIGS | ODD
 
 
-@pytest.fixture(autouse=True)
-def _best_instruction_set_afterwards() -> Iterator[None]:
-    before = native.instruction_set()
-    yield
-    native.force_instruction_set(before)
+@pytest.fixture(params=native.INSTRUCTION_SETS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    for _ in forced(request.param, threads=1):
+        yield request.param
 
 
 def float_model(name: str) -> Transformer:
@@ -68,28 +69,8 @@ def packed_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, 
 
 def unpacked(config: ModelConfig, weights: PackedWeights) -> Transformer:
     """A float model of exactly the packed weights."""
-    model = Transformer.random(config, seed=0).requires_grad_(False)
-    state = {name: tensor.clone() for name, tensor in weights.tensors.items()}
-    for name, weight in weights.matrices.items():
-        state[name] = (
-            unpack(weight).view(weight.count, *weight.shape)
-            if "experts." in name and "shared" not in name
-            else unpack(weight)
-        )
-    for layer in range(config.num_hidden_layers):
-        prefix = f"layers.{layer}.self_attn."
-        if prefix + "kv_b_key" in state:
-            parts = (state.pop(prefix + "kv_b_key"), state.pop(prefix + "kv_b_value"))
-            state[prefix + "kv_b_proj.weight"] = torch.cat(parts, dim=1).flatten(0, 1)
-            del state[prefix + "key_up"]
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["embed_tokens.weight"]
-    missing, unexpected = model.load_state_dict({**state}, strict=False)
-    assert not unexpected and all("experts" in name or name.startswith("mtp") for name in missing), (
-        missing,
-        unexpected,
-    )
-    return model
+    source = UnpackedSource(config, weights, "packed weights")
+    return build(source.config, source, None).requires_grad_(False)
 
 
 @dataclasses.dataclass
@@ -173,23 +154,39 @@ def test_logits_equal_those_of_the_float_model(
     assert error.median() < 0.03, error
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ALL)
 def test_bits_do_not_depend_on_company_chunks_pages_or_threads(
     name: str, isa: str, packed_weights: dict[tuple[str, Format], PackedWeights]
 ) -> None:
-    native.force_instruction_set(isa)
     chance = random.Random(f"{name} {isa}")
     format = chance.choice(list(Format))
     cache = chance.choice(list(CacheFormat))
+    check_bits(ALL[name], packed_weights[name, format], cache, chance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", CacheFormat)
+@pytest.mark.parametrize("format", Format)
+@pytest.mark.parametrize("name", ALL)
+def test_bits_depend_on_nothing_else_in_any_pair_of_formats(
+    name: str,
+    format: Format,
+    cache: CacheFormat,
+    isa: str,
+    packed_weights: dict[tuple[str, Format], PackedWeights],
+) -> None:
+    check_bits(ALL[name], packed_weights[name, format], cache, random.Random(f"{name} {isa} {format} {cache}"))
+
+
+def check_bits(config: ModelConfig, weights: PackedWeights, cache: CacheFormat, chance: random.Random) -> None:
     lengths = [(30, 8), (3, 20), (1, 12), (17, 1), (29, 9)]
-    alone = PackedTransformer(ALL[name], packed_weights[name, format], 1, cache)
+    alone = PackedTransformer(config, weights, 1, cache)
     expected = hidden_states(alone, lengths, 4, None)
     assert all(hidden.isfinite().all() for hidden in expected)
     for threads in (1, 2, 3):
-        model = PackedTransformer(ALL[name], packed_weights[name, format], threads, cache)
+        model = PackedTransformer(config, weights, threads, cache)
         found = hidden_states(model, lengths, chance.choice([1, 3, 16]), chance)
-        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), (format, cache, threads)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), (cache, threads)
         model.close()
     alone.close()
 

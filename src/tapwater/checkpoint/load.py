@@ -9,6 +9,7 @@ from tapwater.checkpoint.gguf import GgufFile
 from tapwater.checkpoint.hf import HfDirectory
 from tapwater.checkpoint.packed_store import PackedDirectory, is_packed
 from tapwater.checkpoint.packing import pack_weights
+from tapwater.checkpoint.unpacked import UnpackedSource
 from tapwater.checkpoint.weights import Progress, build
 from tapwater.config import ModelConfig, read_config
 from tapwater.errors import CheckpointError
@@ -26,10 +27,16 @@ class LoadedModel:
 def load_model(path: Path, dtype: torch.dtype | None, progress: Progress | None = None) -> LoadedModel:
     """The model and tokenizer at `path`, weights cast to `dtype` (None: as stored).
 
+    Packed weights are unpacked, to float32 where `dtype` is None; prediction layers are not among them.
+
     Raises CheckpointError for files that are missing, damaged or contradict each other, ConfigError for an
     architecture outside the family.
     """
-    source, tokenizer = open_source(path)
+    if is_packed(path):
+        packed, tokenizer = _open_packed(path)
+        source = UnpackedSource(packed.config, packed.weights(), str(path))
+    else:
+        source, tokenizer = open_source(path)
     return LoadedModel(build(source.config, source, dtype, progress), tokenizer)
 
 
@@ -50,13 +57,11 @@ def load_packed(path: Path, format: Format | None, progress: Progress | None = N
     CheckpointError and ConfigError as `load_model` does.
     """
     if is_packed(path):
-        packed = PackedDirectory(path)
+        packed, tokenizer = _open_packed(path)
         if format not in (None, packed.manifest.requested):
             raise CheckpointError(
                 f"{path}: was packed as {packed.manifest.requested} and cannot become {format}; quantize the original"
             )
-        tokenizer = Tokenizer.from_directory(path)
-        _check_vocabulary(tokenizer, packed.config, path)
         return LoadedPacked(packed.config, packed.weights(), tokenizer, packed.manifest.notes())
     source, tokenizer = open_source(path)
     made = pack_weights(source.config, source, format, progress)
@@ -76,6 +81,13 @@ def open_source(path: Path) -> tuple[GgufFile | HfDirectory, Tokenizer]:
     tokenizer = Tokenizer.from_directory(path)
     _check_vocabulary(tokenizer, directory.config, path)
     return directory, tokenizer
+
+
+def _open_packed(path: Path) -> tuple[PackedDirectory, Tokenizer]:
+    packed = PackedDirectory(path)
+    tokenizer = Tokenizer.from_directory(path)
+    _check_vocabulary(tokenizer, packed.config, path)
+    return packed, tokenizer
 
 
 def load_config(path: Path) -> ModelConfig:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -120,21 +121,28 @@ class PackedDirectory:
 
     def verify(self, progress: Progress | None = None) -> None:
         """Read every byte and compare checksums; CheckpointError names the first array that differs."""
-        done = 0
         with self._weights_file.open("rb") as file:
             for record in self.manifest.arrays:
-                file.seek(record.offset)
-                found, left = 0, record.bytes
-                while left and (raw := file.read(min(left, READ_BYTES))):
-                    found, left = zlib.crc32(raw, found), left - len(raw)
-                    done += len(raw)
-                    if progress is not None:
-                        progress(done, self.nbytes)
-                if left or found != record.crc32:
+                found = self._checksum(file, record, progress)
+                if found != record.crc32:
                     raise CheckpointError(
                         f"{self._weights_file}: array {record.name} is damaged: its checksum is {found:#010x}, the "
                         f"manifest says {record.crc32:#010x}; quantize the model again"
                     )
+
+    def _checksum(self, file: BinaryIO, record: Record, progress: Progress | None) -> int:
+        found, place, end = 0, record.offset, record.offset + record.bytes
+        try:
+            file.seek(place)
+            while raw := file.read(min(end - place, READ_BYTES)):
+                found, place = zlib.crc32(raw, found), place + len(raw)
+                if progress is not None:
+                    progress(place, self.nbytes)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._weights_file}: array {record.name} cannot be read: {error}; quantize the model again"
+            ) from None
+        return found
 
     def _check(self) -> None:
         where = self.path / MANIFEST_FILE

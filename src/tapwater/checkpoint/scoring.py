@@ -5,7 +5,6 @@ In float32 on plain torch operations, so that two sets of weights differ by the 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -13,27 +12,20 @@ from torch import Tensor
 
 from tapwater import ops
 from tapwater.checkpoint.names import layout, meta_model
-from tapwater.checkpoint.packed_layout import KV_B
 from tapwater.checkpoint.weights import Progress, TensorSource, assign, read_float
 from tapwater.config import ModelConfig
-from tapwater.model import PackedWeights, Sequences
+from tapwater.model import Sequences
 from tapwater.model.gate import Routing
 from tapwater.model.moe import Dispatcher, Experts
 from tapwater.model.rope import rotation
 from tapwater.model.transformer import Block
-from tapwater.ops.quant import unpack
 
 LOGIT_ROWS = 128  # at a time: a row is a vocabulary wide
 
 
-class Weights(Protocol):
-    """Tensors in float32 by the names of Transformer's state dict; of stacked experts number `index`."""
-
-    def __call__(self, name: str, index: int = 0) -> Tensor: ...
-
-
-class SourceWeights:
-    """The weights of a checkpoint, read when they are asked for."""
+class _Weights:
+    """Tensors in float32 by the names of Transformer's state dict, of stacked experts number `index`; read when asked
+    for."""
 
     def __init__(self, config: ModelConfig, source: TensorSource) -> None:
         self._hf_names = {entry.name: entry.hf_names for entry in layout(meta_model(config))}
@@ -43,28 +35,12 @@ class SourceWeights:
         return read_float(self._source, self._hf_names[name][index]).float()
 
 
-class UnpackedWeights:
-    """Packed weights as the kernels see them, unpacked when they are asked for."""
-
-    def __init__(self, weights: PackedWeights) -> None:
-        self._weights = weights
-
-    def __call__(self, name: str, index: int = 0) -> Tensor:
-        if name in self._weights.tensors:
-            return self._weights.tensors[name]
-        if not name.endswith(KV_B):
-            return unpack(self._weights.matrices[name].matrix(index))
-        prefix = name.removesuffix(KV_B)
-        stacks = [self._weights.matrices[f"{prefix}.{part}"] for part in ("kv_b_key", "kv_b_value")]
-        by_head = [unpack(stack).view(stack.count, stack.rows, stack.columns) for stack in stacks]
-        return torch.cat(by_head, dim=1).flatten(0, 1)
-
-
 @torch.inference_mode()
 def perplexity(
-    config: ModelConfig, weights: Weights, windows: Sequence[Tensor], progress: Progress | None = None
+    config: ModelConfig, source: TensorSource, windows: Sequence[Tensor], progress: Progress | None = None
 ) -> float:
     """exp of the mean loss over all tokens of `windows` but the first of each; `progress` counts layers."""
+    weights = _Weights(config, source)
     sequences = Sequences(tuple(len(window) for window in windows))
     turned = rotation(config, sequences.positions())
     x_TD = weights("embed_tokens.weight")[torch.cat(list(windows))]
@@ -89,7 +65,7 @@ def total_loss(hidden_nD: Tensor, window_n: Tensor, logits: Callable[[Tensor], T
     return loss
 
 
-def _block(config: ModelConfig, weights: Weights, layer: int) -> Block:
+def _block(config: ModelConfig, weights: _Weights, layer: int) -> Block:
     """One layer; its routed experts stay without memory and are read as tokens reach them."""
     prefix = f"layers.{layer}."
     with torch.device("meta"):
@@ -101,7 +77,7 @@ def _block(config: ModelConfig, weights: Weights, layer: int) -> Block:
     return block.requires_grad_(False)
 
 
-def _read_experts(weights: Weights, prefix: str) -> Dispatcher:
+def _read_experts(weights: _Weights, prefix: str) -> Dispatcher:
     def dispatch(experts: Experts, x_TD: Tensor, routing: Routing, kept_TK: Tensor | None) -> Tensor:
         y_TD = torch.zeros_like(x_TD)
         for expert in routing.expert_ids_TK.unique().tolist():

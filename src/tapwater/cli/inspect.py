@@ -1,4 +1,4 @@
-"""`tapwater inspect`: what a model is made of and what a token costs, from its configuration alone."""
+"""`tapwater inspect`: what a model is made of and what a token costs, and whether packed weights are undamaged."""
 
 import json
 import sys
@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.progress import DownloadColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tapwater.cli.common import DEFAULT_MODEL, locate_config
+from tapwater.cli.common import DEFAULT_MODEL, locate_config, progress_bar
 from tapwater.config import ModelConfig, preset, preset_names, read_config
 from tapwater.config.parse import nearest
 from tapwater.cost import flops_per_token, grouped_kv_elements, parameters, training_flops_per_token
@@ -26,10 +27,11 @@ def inspect(
     *,
     context: int | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    verify: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Show what a model is made of and what a token costs.
 
-    Layers, parameters, cache per token and FLOPs per token follow from its configuration; no weights are read.
+    Layers, parameters, cache per token and FLOPs per token follow from its configuration; only --verify reads weights.
 
     Parameters
     ----------
@@ -39,13 +41,18 @@ def inspect(
         How many tokens each token attends to in the FLOPs; without it 4096, or less if the model holds less.
     as_json
         Print one JSON object instead of tables.
+    verify
+        Of a packed directory, read all weights and compare their checksums; damage ends in an error.
     """
+    num_verified = _verify(model) if verify else None
     config = _config(model)
     if context is not None and not 1 <= context <= config.max_position_embeddings:
         raise ConfigError(
             f"--context must be between 1 and the model's {config.max_position_embeddings}, got {context}"
         )
     facts = describe(model, config, min(4096, config.max_position_embeddings) if context is None else context)
+    if num_verified is not None:
+        facts["verified_arrays"] = num_verified
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
     else:
@@ -91,6 +98,18 @@ def describe(name: str, config: ModelConfig, context: int) -> dict[str, Any]:
             "training": training_flops_per_token(config, context).total,
         },
     }
+
+
+def _verify(model: str) -> int:
+    """The number of arrays, all of which match their checksums; CheckpointError names the first that does not."""
+    from tapwater.checkpoint.packed_store import PackedDirectory, is_packed
+
+    if not is_packed(Path(model)):
+        raise ConfigError(f"--verify is for packed directories, as `tapwater quantize` makes them; {model} is none")
+    packed = PackedDirectory(Path(model))
+    with progress_bar(f"Verifying {packed.path.name}", DownloadColumn(), TimeRemainingColumn()) as progress:
+        packed.verify(progress)
+    return len(packed.manifest.arrays)
 
 
 def _config(model: str) -> ModelConfig:
@@ -171,6 +190,9 @@ def _show(facts: dict[str, Any]) -> None:
     for name, number in flops.items():
         table.add_row(name, _short(number))
     out.print(table)
+
+    if "verified_arrays" in facts:
+        out.print(f"all {facts['verified_arrays']:,} arrays match their checksums")
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tapwater.checkpoint import PackedDirectory, Progress
-from tapwater.checkpoint.scoring import SourceWeights, UnpackedWeights, perplexity, total_loss
-from tapwater.checkpoint.weights import TensorSource
-from tapwater.config import ModelConfig
+from tapwater.checkpoint.scoring import perplexity, total_loss
+from tapwater.checkpoint.unpacked import UnpackedSource
 from tapwater.engine.latent_cache import LatentCache
 from tapwater.errors import ConfigError
 from tapwater.llm import available_cores
@@ -36,19 +35,13 @@ def windows(tokenizer: Tokenizer, text: Path, num_tokens: int, max_context: int)
     return found
 
 
-def original_perplexity(
-    config: ModelConfig, source: TensorSource, windows: Sequence[Tensor], progress: Progress
-) -> float:
-    """In float32, layer by layer, so that a model far larger than the memory can be measured."""
-    return perplexity(config, SourceWeights(config, source), windows, progress)
-
-
 def packed_perplexity(packed: PackedDirectory, windows: Sequence[Tensor], progress: Progress) -> float:
     """Through the native kernels, with 8-bit activations and the cache they have by default; where they are not built,
     of the same weights in float32."""
     weights = packed.weights()
     if not is_built():
-        return perplexity(packed.config, UnpackedWeights(weights), windows, progress)
+        source = UnpackedSource(packed.config, weights, str(packed.path))
+        return perplexity(source.config, source, windows, progress)
     model = PackedTransformer(packed.config, weights, available_cores(), CacheFormat.BFLOAT16)
     try:
         num_pages = -(-max(len(window) for window in windows) // PAGE_SIZE)

@@ -50,7 +50,8 @@ def quantize(
         raise ConfigError(f"--tokens must be at least 2, got {tokens}: the first of a text is not predicted")
     path = locate(source)
     from tapwater.checkpoint import PackedDirectory, open_source, write_packed
-    from tapwater.cli.quality import original_perplexity, packed_perplexity, windows
+    from tapwater.checkpoint.scoring import perplexity
+    from tapwater.cli.quality import packed_perplexity, windows
     from tapwater.ops.quant import Format
 
     original, tokenizer = open_source(path)
@@ -64,7 +65,7 @@ def quantize(
     with progress_bar("Verifying what was written", DownloadColumn()) as progress:
         packed.verify(progress)
     with progress_bar("Perplexity before", MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-        before = original_perplexity(original.config, original, scored, progress)
+        before = perplexity(original.config, original, scored, progress)
     with progress_bar("Perplexity after", MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         after = packed_perplexity(packed, scored, progress)
     count = sum(len(window) - 1 for window in scored)
