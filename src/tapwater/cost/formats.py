@@ -1,6 +1,7 @@
 """Bytes of weights and of cache entries in every format, packed by our kernels or published, without torch."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from tapwater.config import ModelConfig
@@ -27,6 +28,30 @@ CACHE_FORMATS: Mapping[str, str] = {
     "fp8_line": "FlashMLA's 656 bytes: 512 numbers in fp8, four float32 scales, 64 in bfloat16; MLA only",
     "6bit": "6 bits a number on average, as the DeepSeek-V2 report states without a layout (section 3.2.3)",
 }
+
+
+@dataclass(frozen=True)
+class Formats:
+    """How a served model keeps its weights and its cache. `head`: embedding and head, where they differ from the rest.
+
+    None is what `tapwater quantize` does: with weights of four bits, head and MLA's kv_b_proj have eight.
+    """
+
+    weights: str
+    cache: str
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        for format in (self.weights, self.head or self.weights):
+            known(format, WEIGHT_BITS, "weight format")
+        known(self.cache, CACHE_FORMATS, "cache format")
+
+    def of(self, part: str) -> str:
+        """The format of a part's weights (parts are those of `work.Product`)."""
+        in_four_bits = self.weights in ("q4", "q4_min")
+        if part == "head":
+            return self.head or ("q8" if in_four_bits else self.weights)
+        return "q8" if part == "latent" and in_four_bits else self.weights
 
 
 def weight_bytes(format: str, count: float) -> float:

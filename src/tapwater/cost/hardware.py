@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from tapwater.cost.kernels import KernelRates
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -54,3 +56,4 @@ class Machine:
     network_bytes_per_s: Figure | None = None
     power_w: Figure | None = None
     usd_per_hour: Rent | None = None
+    kernels: KernelRates | None = None  # of tapwater's own, measured on a CPU machine

@@ -1,0 +1,120 @@
+"""How far predictions are from measurements on this machine: models that no rate was taken from, through LLM.submit.
+
+    python bench/plan_error.py [--rounds N] [--threads N] [--only NAME]
+
+A round takes the machine's rates, measures every workload, and takes the rates again: what is predicted from both
+is compared with what was measured between them, since the speed of a shared machine drifts.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from statistics import median
+
+import cyclopts
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from measure import decode_speed, prefill_speed
+from report import provenance, save
+from tapwater.calibration.kernels import measure_kernels
+from tapwater.calibration.probe import random_weights
+from tapwater.checkpoint import load_packed
+from tapwater.cli.common import DEFAULT_MODEL, locate
+from tapwater.config import EngineConfig, ModelConfig, preset, replace_fields
+from tapwater.cost.formats import Formats
+from tapwater.cost.hardware import Efficiency, Figure, Machine
+from tapwater.cost.kernels import KernelRates
+from tapwater.cost.throughput import Serving, decode, prefill
+from tapwater.llm import LLM, available_cores
+from tapwater.model import PackedTransformer
+from tapwater.ops.cache_format import CacheFormat
+from tapwater.ops.quant import Format
+from workloads import BATCHES, PREFILL, PROMPT
+
+NEW = 40
+CACHES = (CacheFormat.BFLOAT16, CacheFormat.Q8)
+VOCAB = {"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2}  # SmolLM2's tokenizer serves all shapes
+
+app = cyclopts.App(help=__doc__)
+out = Console(stderr=True)
+
+
+def shapes() -> dict[str, tuple[ModelConfig, Formats]]:
+    """Published shapes, cut to what fits: none of them gave a rate."""
+    lite = replace_fields(preset("deepseek-v2-lite"), VOCAB | {"num_hidden_layers": 8}, "8 layers")
+    moe = replace_fields(preset("deepseek-moe-16b"), VOCAB | {"num_hidden_layers": 6}, "6 layers")
+    return {
+        "smollm2-135m, as shipped": (preset("smollm2-135m"), Formats("q4_min", "bfloat16")),
+        "deepseek-v2-lite, 8 layers": (lite, Formats("q4", "bfloat16", head="q4")),
+        "deepseek-moe-16b, 6 layers": (moe, Formats("q8", "bfloat16")),
+    }
+
+
+@app.default
+def main(rounds: int = 3, threads: int = 0, only: str = "") -> None:
+    threads = threads or available_cores()
+    torch.set_num_threads(1)
+    tokenizer = load_packed(locate(DEFAULT_MODEL), None)
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for name, (config, formats) in shapes().items():
+        if only not in name:
+            continue
+        weights = tokenizer.weights if "shipped" in name else random_weights(config, Format(formats.weights))
+        for cache in CACHES:
+            settings = EngineConfig(threads=threads, cache_tokens=2**13, cache_dtype=cache.value)
+            llm = LLM(PackedTransformer(config, weights, threads, cache), tokenizer.tokenizer, settings)
+            prefill_speed(llm, PREFILL, random.Random(0))
+            for number in range(rounds):
+                out.print(f"{name}, {cache} cache, round {number + 1} of {rounds}")
+                before = measure_kernels(threads, _silent)
+                measured = _measure(llm, random.Random(number))
+                after = measure_kernels(threads, _silent)
+                predicted = [_predict(rates, config, replace(formats, cache=cache.value)) for rates in (before, after)]
+                for workload, rate in measured.items():
+                    mean = sum(1 / each[workload] for each in predicted) / 2
+                    pairs.setdefault(f"{name}, {cache}: {workload}", []).append((rate, 1 / mean))
+            llm.close()
+    _publish(pairs)
+
+
+def _measure(llm: LLM, chance: random.Random) -> dict[str, float]:
+    speeds = {f"prefill {PREFILL}": prefill_speed(llm, PREFILL, chance)}
+    return speeds | {f"decode x{batch}": decode_speed(llm, batch, PROMPT, NEW, chance) for batch in BATCHES}
+
+
+def _predict(rates: KernelRates, config: ModelConfig, formats: Formats) -> dict[str, float]:
+    nothing = Figure(1.0, "not used: all rates are measured", "2026")
+    share = Efficiency(nothing, nothing, nothing, nothing)
+    machine = Machine("here", "this machine", "cpu", 1, nothing, nothing, {}, share, kernels=rates)
+    serving = Serving(config, machine, formats)
+    speeds = {f"prefill {PREFILL}": prefill(serving, PREFILL).tokens_per_s}
+    return speeds | {f"decode x{batch}": decode(serving, batch, PROMPT + NEW / 2).tokens_per_s for batch in BATCHES}
+
+
+def _publish(pairs: Mapping[str, list[tuple[float, float]]]) -> None:
+    about = provenance()
+    table = Table("", title="Predicted against measured", caption="\n".join(f"{k}: {v}" for k, v in about.items()))
+    for column in ("measured tokens/s", "predicted", "error of the median", "of single rounds"):
+        table.add_column(column, justify="right")
+    errors = []
+    for name, rounds in pairs.items():
+        measured, predicted = (median(each) for each in zip(*rounds, strict=True))
+        single = [guess / rate - 1 for rate, guess in rounds]
+        errors.append(median(single))
+        table.add_row(
+            name, f"{measured:.1f}", f"{predicted:.1f}", f"{errors[-1]:+.0%}", ", ".join(f"{e:+.0%}" for e in single)
+        )
+    Console().print(table)
+    sizes = sorted(abs(error) for error in errors)
+    Console().print(f"error: median {median(sizes):.1%}, worst {sizes[-1]:.1%} of {len(sizes)} workloads")
+    save("plan-error", about | {"rounds": {name: list(map(list, rounds)) for name, rounds in pairs.items()}})
+
+
+def _silent(done: int, total: int) -> None:
+    """measure_kernels' progress: a round is told as a whole."""
+
+
+if __name__ == "__main__":
+    app()

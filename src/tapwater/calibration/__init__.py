@@ -1,0 +1,1 @@
+"""What this machine can do: memory, products, and tapwater's own kernels, measured."""

@@ -1,0 +1,106 @@
+"""How long a step takes where our kernels were not measured: the slower of computing and reading, part by part."""
+
+from dataclasses import dataclass, replace
+
+from tapwater.config import ModelConfig
+from tapwater.cost.formats import WEIGHT_PRECISION, Formats, cache_bytes_per_token, weight_bytes
+from tapwater.cost.hardware import Figure, Machine
+from tapwater.cost.layout import Layout
+from tapwater.cost.work import Attention, Product, Work
+from tapwater.errors import ConfigError
+
+DISPATCH_BYTES, COMBINE_BYTES = 1, 2  # a number sent to an expert in fp8, and back in bfloat16 (DeepSeek-V3, 3.2.2)
+STATE_BYTES = 2  # a number of a hidden state summed over tensor-parallel devices
+
+
+@dataclass(frozen=True)
+class Part:
+    """Seconds a device computes and reads; the slower of the two is what it takes."""
+
+    compute_s: float
+    memory_s: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute_s, self.memory_s)
+
+
+def device_work(local: Work, group: Work, layout: Layout) -> Work:
+    """One device's share of all layers: `local` is a step of the requests its copy of attention serves, `group` of all
+    requests whose tokens reach its experts."""
+    products = [replace(each, weights=each.weights / layout.tp) for each in local.products if each.part != "routed"]
+    products += [replace(each, count=each.count / layout.ep) for each in group.products if each.part == "routed"]
+    attention = replace(local.attention, macs=local.attention.macs / layout.tp)
+    return replace(local, products=tuple(products), attention=attention, touched=group.touched / layout.ep)
+
+
+def roofline_parts(machine: Machine, config: ModelConfig, work: Work, formats: Formats, tp: int) -> dict[str, Part]:
+    """Computing and reading of a device's share of a step, by part; ConfigError for a precision it has no rate for."""
+    parts: dict[str, Part] = {}
+    for product in work.products:
+        part, before = _product(machine, product, formats), parts.get(product.part, Part(0, 0))
+        # each product waits for the one before it, so the slower of the two is added up, not the sums compared
+        parts[product.part] = Part(before.compute_s + part.compute_s, before.memory_s + part.memory_s)
+    parts["scores and values"] = _attention(machine, config, work.attention, formats, tp)
+    return parts
+
+
+def communication_s(machine: Machine, config: ModelConfig, rows: float, layout: Layout) -> tuple[float, float]:
+    """Seconds a device sends in a step of `rows` tokens of its own: sums over tp, and tokens to experts and back."""
+    sums = 0.0
+    if layout.tp > 1:
+        if layout.tp > machine.devices:
+            raise ConfigError(f"layout: tp {layout.tp} exceeds the {machine.devices} devices of a {machine.name} node")
+        each = 2 * (layout.tp - 1) / layout.tp * rows * config.hidden_size * STATE_BYTES
+        sums = 2 * config.num_hidden_layers * each / _bandwidth(machine, "link_bytes_per_s")
+    if layout.ep == 1:
+        return sums, 0.0
+    layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    number = rows / layout.tp * layers * config.hidden_size * (DISPATCH_BYTES + COMBINE_BYTES)
+    nodes = max(1, -(-layout.ep // machine.devices))
+    inside = groups_touched(config, layout.ep) * (layout.ep - 1) / layout.ep
+    within = number * min(inside, machine.devices) / _bandwidth(machine, "link_bytes_per_s")
+    if nodes == 1:
+        return sums, within
+    across = number * groups_touched(config, nodes) * (nodes - 1) / nodes
+    return sums, max(within, across / _bandwidth(machine, "network_bytes_per_s"))
+
+
+def groups_touched(config: ModelConfig, groups: int) -> float:
+    """Of `groups` equal sets of a layer's experts, how many hold one that a token chooses; the gate limits them to
+    topk_group sets of its own n_group (report section 2.2.2)."""
+    moe = config.moe
+    limit = moe.topk_group if config.topk_method != "greedy" else moe.n_group
+    reachable = groups * limit / moe.n_group
+    return reachable * (1 - (1 - 1 / reachable) ** moe.num_experts_per_tok) if reachable > 1 else 1.0
+
+
+def _product(machine: Machine, product: Product, formats: Formats) -> Part:
+    format = formats.of(product.part)
+    rate = precision_rate(machine, WEIGHT_PRECISION[format]).value * machine.efficiency.matmul.value
+    read = machine.read_bytes_per_s.value * machine.efficiency.memory.value
+    return Part(2 * product.macs / rate, weight_bytes(format, product.weights * product.count) / read)
+
+
+def _attention(machine: Machine, config: ModelConfig, attention: Attention, formats: Formats, tp: int) -> Part:
+    precision = "bf16" if "bf16" in machine.flops_per_s else "fp32"
+    rate = precision_rate(machine, precision).value * machine.efficiency.attention.value
+    read = machine.read_bytes_per_s.value * machine.efficiency.memory.value
+    copies = 1 if config.is_mla else min(tp, config.num_key_value_heads)  # a latent belongs to all heads
+    bytes_read = attention.positions * cache_bytes_per_token(config, formats.cache) / copies
+    return Part(2 * attention.macs / rate, bytes_read / read)
+
+
+def precision_rate(machine: Machine, precision: str) -> Figure:
+    """The machine's peak rate; ConfigError naming those it has."""
+    if precision not in machine.flops_per_s:
+        has = ", ".join(machine.flops_per_s)
+        raise ConfigError(f"{machine.name} has no rate for {precision}, it has {has}: choose another weight format")
+    return machine.flops_per_s[precision]
+
+
+def _bandwidth(machine: Machine, name: str) -> float:
+    figure = getattr(machine, name)
+    if figure is None:
+        raise ConfigError(f"{machine.name} has no {name}: its devices or nodes cannot work on one model")
+    return figure.value * machine.efficiency.network.value
