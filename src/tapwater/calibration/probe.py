@@ -26,7 +26,7 @@ def random_weights(config: ModelConfig, format: Format) -> PackedWeights:
     for array in packed_arrays(config):
         if array.is_matrix:
             kept = Format.Q8 if array.cut and format is not Format.BF16 else format  # as packing does
-            matrices[array.name] = _random_matrix(kept, *array.shape)
+            matrices[array.name] = random_matrix(kept, *array.shape)
         elif array.name.endswith("gate.weight"):
             tensors[array.name] = torch.randn(array.shape) * 0.02
         else:
@@ -34,7 +34,8 @@ def random_weights(config: ModelConfig, format: Format) -> PackedWeights:
     return PackedWeights(matrices, tensors)
 
 
-def _random_matrix(format: Format, count: int, rows: int, columns: int) -> PackedWeight:
+def random_matrix(format: Format, count: int, rows: int, columns: int) -> PackedWeight:
+    """A stack of `count` packed matrices [rows, columns] of random weights."""
     shape = blocks_shape(format, rows, columns, count)
     if format is Format.BF16:
         numbers = torch.empty(*shape[:-1], shape[-1] // 2).normal_(std=0.02)

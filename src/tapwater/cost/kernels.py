@@ -12,13 +12,13 @@ from tapwater.errors import ConfigError
 
 @dataclass(frozen=True)
 class KernelRates:
-    """Seconds, as `tapwater hardware measure` took them with `threads` threads; all else is in proportion to them.
+    """Seconds, as `tapwater hardware measure` took them with `threads` threads.
 
     `weight_s[format][i]` is for one weight, read from memory and multiplied with `rows[i]` rows. Attention of generated
     tokens costs `grouped_s[cache][i]` or, absorbed, `absorbed_s[cache][i]` for each cached number that `heads[i]` query
     heads share, and `attend_s` a request and layer; that of prompts `prompt_mac_s[form]` for each multiplication. What
     none of these explains: `row_s` for each number of a hidden state in a layer, `layer_s`, `expert_s` for an expert
-    that is touched, `logit_s`, and the engine's `step_s` and `request_s`.
+    that is touched, `logit_s`, and the engine's `step_s` and `request_s`. `drift`: by what share rounds differed.
     """
 
     instruction_set: str
@@ -37,6 +37,7 @@ class KernelRates:
     step_s: float
     request_s: float
     max_context: int
+    drift: float = 0.0
 
 
 def kernel_seconds(rates: KernelRates, config: ModelConfig, work: Work, formats: Formats) -> dict[str, float]:

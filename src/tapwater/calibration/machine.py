@@ -1,0 +1,129 @@
+"""Measures the machine this runs on, as an entry of the catalogue of machines."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from tapwater.calibration.kernels import Progress, measure_kernels
+from tapwater.calibration.probe import random_matrix
+from tapwater.cost.hardware import Figure, Machine, Rent, cpu_efficiency
+from tapwater.cost.kernels import KernelRates
+from tapwater.ops.native import Kernels
+from tapwater.ops.quant import Format
+
+ROUNDS = 3  # of everything; the median counts, and how far rounds differ is kept as `drift`
+READ_BYTES = 2**28  # more than caches hold
+MATMUL = 1536
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def measure_machine(name: str, threads: int, rent: Rent | None, progress: Progress) -> Machine:
+    """Bandwidth, products per precision and the kernels' rates of this machine, in under a minute."""
+    reads: list[float] = []
+    products: dict[str, list[float]] = {"fp32": [], "bf16": [], "int8": []}
+    rates: list[KernelRates] = []
+    for done in range(ROUNDS):
+        reads.append(_read_bytes_per_s(threads))
+        for precision, rate in _products(threads).items():
+            products[precision].append(rate)
+        rates.append(
+            measure_kernels(threads, lambda part, parts, done=done: progress(done * parts + part, ROUNDS * parts))
+        )
+    about = f"measured by tapwater {version('tapwater')}, median of {ROUNDS} rounds, {threads} threads"
+    return Machine(
+        name=name,
+        description=f"{processor()}, {threads} threads",
+        kind="cpu",
+        devices=1,
+        memory_bytes=_figure(memory_bytes(), "as the system says"),
+        read_bytes_per_s=_figure(median(reads), about),
+        flops_per_s={precision: _figure(median(each), about) for precision, each in products.items()},
+        efficiency=cpu_efficiency(),
+        usd_per_hour=rent,
+        kernels=median_rates(rates),
+    )
+
+
+def median_rates(rounds: Sequence[KernelRates]) -> KernelRates:
+    """Field by field the median of the rounds; `drift` is how far the speed of products differs between them."""
+    values: dict[str, Any] = {}
+    for field in fields(KernelRates):
+        found = [getattr(each, field.name) for each in rounds]
+        if isinstance(found[0], dict):
+            values[field.name] = {key: _median([each[key] for each in found]) for key in found[0]}
+        else:
+            values[field.name] = _median(found) if isinstance(found[0], float) else found[0]
+    sums = [sum(sum(times) for times in each.weight_s.values()) for each in rounds]
+    return replace(rounds[0], **values | {"drift": max(sums) / min(sums) - 1})
+
+
+def _median(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], tuple):
+        return tuple(median(each) for each in zip(*values, strict=True))
+    return median(values)
+
+
+def processor() -> str:
+    """The processor's name, with family and model where virtual machines hide it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in found.items()}
+    name = facts.get("model name", platform.machine())
+    return f"{name} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
+
+
+def memory_bytes() -> float:
+    """Memory this process may use: the machine's, or less in a container with a limit."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
+    return float(min([total, *(int(limit) for limit in limits if limit.isdigit())]))
+
+
+def _read_bytes_per_s(threads: int) -> float:
+    memory = torch.ones(READ_BYTES, dtype=torch.uint8)
+    kernels = Kernels(threads)
+    seconds = _seconds(lambda: kernels.read(memory), 4)
+    kernels.close()
+    return READ_BYTES / seconds
+
+
+def _products(threads: int) -> dict[str, float]:
+    """Operations per second: torch's products in float32 and bfloat16, our own with 8-bit weights and activations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    operations = 2 * MATMUL**3
+    rates = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        x, y = torch.randn(2, MATMUL, MATMUL).to(dtype)
+        rates[precision] = operations / _seconds(lambda x=x, y=y: x @ y, 2)
+    torch.set_num_threads(before)
+    kernels = Kernels(threads)
+    weight, x = random_matrix(Format.Q8, 1, MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
+    rates["int8"] = operations / _seconds(lambda: kernels.linear(x, weight), 2)
+    kernels.close()
+    return rates
+
+
+def _seconds(work: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):  # the first warms up
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _figure(value: float, source: str) -> Figure:
+    return Figure(value, source, date.today().isoformat())
