@@ -1,4 +1,4 @@
-"""The `tapwater` command: one file a verb. Heavy imports happen inside the verbs, so that help comes at once."""
+"""The `tapwater` command: one file a verb, imported when it is asked for. Heavy imports happen inside the verbs."""
 
 import io
 import os
@@ -7,13 +7,6 @@ from collections.abc import Sequence
 
 from cyclopts import App
 
-from tapwater.cli.chat import chat
-from tapwater.cli.common import console
-from tapwater.cli.generate import generate
-from tapwater.cli.inspect import inspect
-from tapwater.cli.pull import pull
-from tapwater.cli.quantize import quantize
-from tapwater.cli.serve import serve
 from tapwater.errors import TapwaterError
 
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE
@@ -23,8 +16,8 @@ app = App(
     help="DeepSeek-V2-class models on the machines people already have.",
     help_epilogue="MODEL is a known name, a .gguf file, a Hugging Face directory or an owner/name repository.",
 )
-for verb in (serve, chat, generate, pull, quantize, inspect):
-    app.command(verb)
+for verb in ("serve", "chat", "generate", "pull", "quantize", "inspect", "hardware"):
+    app.command(f"tapwater.cli.{verb}:{verb}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,15 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments)
         sys.stdout.flush()
     except TapwaterError as error:
-        console().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _print_error(error)
         sys.exit(1)
     except BrokenPipeError:  # whoever read our output has seen enough
         _drop_stdout()
         sys.exit(BROKEN_PIPE)
     except OSError as error:  # a full disk behind stdout, most of all
         _drop_stdout()
-        console().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _print_error(error)
         sys.exit(1)
+
+
+def _print_error(error: Exception) -> None:
+    from tapwater.cli.common import console
+
+    console().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _drop_stdout() -> None:

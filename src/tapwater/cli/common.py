@@ -1,4 +1,7 @@
-"""What several verbs do: read the environment, find a model, load it and show that it takes time."""
+"""What several verbs do: read the environment, find a model, load it and show that it takes time.
+
+Every verb imports this file, so it imports little itself: a verb that answers from tables alone starts at once.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -7,22 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from tapwater.config import ModelConfig, RunConfig, read_config
 from tapwater.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import ProgressColumn
+
+    from tapwater.config import ModelConfig, RunConfig
     from tapwater.llm import LLM
 
 DEFAULT_MODEL = "smollm2-135m-instruct"  # spelt out: asking the checkpoint package would import torch for --help
@@ -31,8 +26,10 @@ Overrides = Annotated[str, Parameter(help="Settings as section.key=value, e.g. e
 ConfigFile = Annotated[Path | None, Parameter(help="A TOML file with the sections engine and server.")]
 
 
-def console() -> Console:
+def console() -> "Console":
     """Where everything goes that is not the result itself: stderr."""
+    from rich.console import Console
+
     return Console(stderr=True)
 
 
@@ -46,6 +43,12 @@ def cache_dir() -> Path:
         raise ConfigError(f"TAPWATER_CACHE or XDG_CACHE_HOME, {chosen}: {error}") from None
 
 
+def own_machines() -> Path | None:
+    """Where a user's machines are, one TOML file each: `machines` in the cache directory, if there is one."""
+    path = cache_dir() / "machines"
+    return path if path.is_dir() else None
+
+
 def split_overrides(model: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
     """Tell a model from a first override: `serve engine.threads=2` leaves the model out."""
     if "=" in model and not Path(model).exists():
@@ -55,6 +58,8 @@ def split_overrides(model: str, overrides: Sequence[str]) -> tuple[str, list[str
 
 def locate(model: str) -> Path:
     """The files of `model` on this machine, pulled with a progress bar when they are not here."""
+    from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+
     from tapwater.checkpoint.pull import pull
 
     with progress_bar(f"Pulling {model}", DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as progress:
@@ -63,6 +68,8 @@ def locate(model: str) -> Path:
 
 def verify(model: str) -> None:
     """Hash the file of a known name again; CheckpointError if it changed. Repositories verify themselves."""
+    from rich.progress import DownloadColumn
+
     from tapwater.checkpoint.packaged import PACKAGED_MODELS, verify_packaged
 
     if model in PACKAGED_MODELS:
@@ -70,17 +77,20 @@ def verify(model: str) -> None:
             verify_packaged(model, cache_dir(), progress=progress)
 
 
-def locate_config(model: str) -> ModelConfig:
+def locate_config(model: str) -> "ModelConfig":
     """The configuration of a model; of a repository only its config.json is fetched."""
     from tapwater.checkpoint import load_config
     from tapwater.checkpoint.pull import pull_config
+    from tapwater.config import read_config
 
     path = pull_config(model, cache_dir())
     return read_config(path) if path is not None else load_config(locate(model))
 
 
-def load(model: str, run: RunConfig) -> "LLM":
+def load(model: str, run: "RunConfig") -> "LLM":
     """`model`, ready to answer; close it, or its thread outlives the interpreter."""
+    from rich.progress import MofNCompleteColumn
+
     path = locate(model)
     with console().status(f"Loading {model}"):
         from tapwater.llm import LLM  # torch alone takes seconds
@@ -95,8 +105,10 @@ def model_id(model: str) -> str:
 
 
 @contextmanager
-def progress_bar(what: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str, *columns: "ProgressColumn") -> Iterator[Callable[[int, int], None]]:
     """A bar that appears with the first report and is gone at the end."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
     out = console()
     text, bar = TextColumn("{task.description}"), BarColumn()
     with Progress(text, bar, *columns, console=out, transient=True, disable=not out.is_terminal) as progress:

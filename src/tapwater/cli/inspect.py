@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import DownloadColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tapwater.cli.common import DEFAULT_MODEL, locate_config, progress_bar
@@ -102,6 +101,8 @@ def describe(name: str, config: ModelConfig, context: int) -> dict[str, Any]:
 
 def _verify(model: str) -> int:
     """The number of arrays, all of which match their checksums; CheckpointError names the first that does not."""
+    from rich.progress import DownloadColumn, TimeRemainingColumn
+
     from tapwater.checkpoint.packed_store import PackedDirectory, is_packed
 
     if not is_packed(Path(model)):

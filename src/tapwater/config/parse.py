@@ -2,13 +2,17 @@
 
 import dataclasses
 import difflib
+import functools
+import re
 import types
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tapwater.errors import ConfigError
 
 T = TypeVar("T")
+_hints = functools.cache(get_type_hints)  # a file may hold hundreds of tables of one class
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
@@ -19,7 +23,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a table of fields, got {_shown(mapping)}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # pyrefly: ignore[bad-argument-type]
     for key in mapping:
         if key not in fields:
@@ -61,6 +65,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list of {item.__name__}, got {_shown(value)}")
         return tuple(_convert(item, each, f"{where}[{index}]") for index, each in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected a table of fields, got {_shown(value)}")
+        item = get_args(hint)[1]
+        return {key: _convert(item, each, f"{where}: {key}") for key, each in value.items()}
+    if hint is Decimal:
+        if isinstance(value, Decimal):
+            return value
+        if not isinstance(value, str) or not re.fullmatch(r"-?\d+(\.\d+)?", value, re.ASCII):  # a float is not exact
+            raise ConfigError(f'{where}: expected a decimal number as a string, e.g. "2.00", got {_shown(value)}')
+        return Decimal(value)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_mapping(hint, value, where)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

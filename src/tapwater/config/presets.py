@@ -1,7 +1,7 @@
 """The published architectures by name."""
 
 import tomllib
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from tapwater.config.model import ModelConfig
@@ -22,4 +22,4 @@ def preset_names() -> list[str]:
 
 
 def _tables() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(files("tapwater.config").joinpath("presets.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8"))

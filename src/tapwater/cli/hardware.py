@@ -1,0 +1,96 @@
+"""`tapwater hardware`: the machines that estimates know, each figure with its source and date."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from tapwater.cli.common import own_machines
+from tapwater.cli.text_table import text_table
+from tapwater.cost.hardware import Figure, Machine, Rent, machine, machines
+
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of a table.")]
+
+hardware = App(name="hardware", help="Show the machines that estimates know, and where each figure is from.")
+
+
+@hardware.command(name="list")
+def list_machines(*, as_json: AsJson = False) -> None:
+    """List all machines: the catalogue's, then your own."""
+    found = machines(own_machines())
+    if as_json:
+        _print_json({name: describe(each) for name, each in found.items()})
+        return
+    rows = [
+        (
+            name,
+            f"{each.devices} x {each.memory_bytes.value / 1e9:,.0f}",
+            f"{each.read_bytes_per_s.value / 1e9:,.0f}",
+            *(_tera(each.flops_per_s.get(precision)) for precision in ("bf16", "fp8", "int8")),
+            "" if each.usd_per_hour is None else f"{each.usd_per_hour.amount:.2f}",
+            each.description,
+        )
+        for name, each in found.items()
+    ]
+    sys.stdout.write(text_table(("machine", "GB", "GB/s", "bf16", "fp8", "int8", "$/hour", ""), rows, "lrrrrrr"))
+    sys.stdout.write("\nGB/s and TFLOP/s (bf16, fp8, int8) are a device's, $/hour is the node's.\n")
+
+
+@hardware.command
+def show(name: str, /, *, as_json: AsJson = False) -> None:
+    """Show one machine, each figure with its source and date, and its ridge points.
+
+    Parameters
+    ----------
+    name
+        A machine of `tapwater hardware list`.
+    """
+    found = machine(name, own_machines())
+    if as_json:
+        _print_json(describe(found))
+        return
+    rows = [(what, value, origin.date, origin.source) for what, value, origin in _rows(found)]
+    ridges = ", ".join(f"{key} {ridge:.0f}" for key, ridge in found.ridge_flops_per_byte.items())
+    sys.stdout.write(
+        f"{found.name}: {found.description}\n\n{text_table(('', '', 'date', 'source'), rows, 'lrl')}\n"
+        f"ridge points, operations per byte read: {ridges}\n"
+    )
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """Everything `show` shows, as plain values; amounts of money are strings."""
+    rent = machine.usd_per_hour
+    facts = asdict(machine)
+    facts["usd_per_hour"] = None if rent is None else {**asdict(rent), "amount": str(rent.amount)}
+    return {**facts, "ridge_flops_per_byte": machine.ridge_flops_per_byte}
+
+
+def _rows(machine: Machine) -> list[tuple[str, str, Figure | Rent]]:
+    def giga(what: str, figure: Figure | None, unit: str) -> list[tuple[str, str, Figure | Rent]]:
+        return [] if figure is None else [(what, f"{figure.value / 1e9:,.5g} {unit}", figure)]
+
+    rows = giga("memory", machine.memory_bytes, "GB")
+    rows += giga("memory, read", machine.read_bytes_per_s, "GB/s")
+    for precision, peak in machine.flops_per_s.items():
+        rows.append((f"peak, {precision}", f"{peak.value / 1e12:,.5g} TFLOP/s", peak))
+    rows += giga("to its node", machine.link_bytes_per_s, "GB/s")
+    rows += giga("to other nodes", machine.network_bytes_per_s, "GB/s")
+    for part in ("memory", "matmul", "attention", "network"):
+        share: Figure = getattr(machine.efficiency, part)
+        rows.append((f"reached, {part}", f"{share.value:.1%}", share))
+    if machine.power_w is not None:
+        rows.append(("power, node", f"{machine.power_w.value:,.0f} W", machine.power_w))
+    if machine.usd_per_hour is not None:
+        rows.append(("rent, node", f"${machine.usd_per_hour.amount}/hour", machine.usd_per_hour))
+    return rows
+
+
+def _tera(peak: Figure | None) -> str:
+    value = 0 if peak is None else peak.value / 1e12
+    return "" if peak is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(facts, indent=2) + "\n")
