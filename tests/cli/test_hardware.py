@@ -43,7 +43,7 @@ def test_list_has_every_machine(own: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_show_has_every_figure_with_its_origin(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = " ".join(hardware(capsys, "show", "h800").split())
-    shown = ("80 GB", "3,350 GB/s", "1,978.9 TFLOP/s", "160 GB/s", "50 GB/s", "86.0%", "10,200 W", "$16.00/hour")
+    shown = ("80 GB", "3,350 GB/s", "1,978.9 TFLOP/s", "200 GB/s", "50 GB/s", "76.5%", "10,200 W", "$16.00/hour")
     for each in (*shown, "section 3.2.2", "2024-12", "deepseek-ai/FlashMLA", "bf16 295"):
         assert each in out, each
     facts = json.loads(hardware(capsys, "show", "h800", "--json"))

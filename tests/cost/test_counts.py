@@ -2,8 +2,9 @@
 
 import pytest
 
+from ablation import with_mha
 from tapwater.checkpoint.names import meta_model
-from tapwater.config import ModelConfig, preset, replace_fields
+from tapwater.config import ModelConfig, preset
 from tapwater.cost import (
     expand_kv_elements,
     flops_per_token,
@@ -15,15 +16,6 @@ from tiny import CONFIGS, tiny_model
 
 V2, LITE, V3 = preset("deepseek-v2"), preset("deepseek-v2-lite"), preset("deepseek-v3")
 DENSE_67B, DENSE_7B, MOE_16B = preset("deepseek-67b"), preset("deepseek-7b"), preset("deepseek-moe-16b")
-
-
-def with_mha(config: ModelConfig, heads: int) -> ModelConfig:
-    """The report's ablation twin (appendix D.2): the same model with plain attention of 128-wide heads."""
-    mla = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rope_scaling")
-    changes = dict.fromkeys(mla) | {"model_type": "deepseek", "head_dim": 128}
-    changes |= {"num_attention_heads": heads, "num_key_value_heads": heads}
-    changes |= {"topk_method": "greedy", "n_group": 1, "topk_group": 1}
-    return replace_fields(config, changes, "ablation")
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,13 @@ def test_peaks_are_dense() -> None:
 
 def test_deepseeks_node_is_as_their_reports_have_it() -> None:
     h800 = machine("h800")
-    assert h800.link_bytes_per_s is not None and h800.link_bytes_per_s.value == 160e9
+    assert h800.link_bytes_per_s is not None
+    reached = h800.link_bytes_per_s.value * h800.efficiency.network.value
+    assert reached == pytest.approx(160e9, rel=0.05)  # what the V3 report reckons with, section 3.2.2
     assert h800.network_bytes_per_s is not None and h800.network_bytes_per_s.value == 50e9
     assert h800.usd_per_hour is not None and h800.usd_per_hour.amount == Decimal("2") * 8
     assert h800.efficiency.memory.value == pytest.approx(3000 / 3350, abs=0.001)
-    assert h800.efficiency.matmul.value == pytest.approx(1550 / 1979, abs=0.001)
+    assert h800.efficiency.matmul.value == pytest.approx(1054 / 1979, abs=0.001)
     assert h800.efficiency.attention.value == pytest.approx(660 / 989, abs=0.001)
 
 

@@ -26,6 +26,18 @@ class Parameters:
 
 
 @dataclass(frozen=True)
+class LayerParameters:
+    """Weights of one layer by how they can be spread over devices."""
+
+    attention_heads: int  # belongs to single heads
+    attention_common: int  # MLA's compressions and their norms, which serve all heads
+    norms: int
+    feed_forward: int  # dense, or the shared experts
+    gate: int
+    routed: int
+
+
+@dataclass(frozen=True)
 class Flops:
     """Floating-point operations (a multiply and an add are two) of one token."""
 
@@ -65,6 +77,19 @@ def parameters(config: ModelConfig) -> Parameters:
         by_part=by_part,
         mtp=config.num_nextn_predict_layers * _mtp_layer(config),
     )
+
+
+def layer_parameters(config: ModelConfig, layer: int) -> LayerParameters:
+    """The weights of one layer, which add up with embeddings and the last norm to `parameters(config).total`."""
+    attention, common = _attention(config), 0
+    if config.is_mla:
+        common = config.hidden_size * (config.mla.kv_lora_rank + config.mla.qk_rope_head_dim) + config.mla.kv_lora_rank
+        if config.q_lora_rank is not None:
+            common += config.hidden_size * config.q_lora_rank + config.q_lora_rank
+    routed, feed_forward, gate = 0, _swiglu(config, config.intermediate_size), 0
+    if config.is_moe_layer(layer):
+        routed, feed_forward, gate = _moe_layer(config)
+    return LayerParameters(attention - common, common, 2 * config.hidden_size, feed_forward, gate, routed)
 
 
 def grouped_kv_elements(config: ModelConfig, num_key_value_heads: int) -> int:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from tapwater.config import ModelConfig
 from tapwater.config.parse import nearest
+from tapwater.cost.counts import parameters
 from tapwater.errors import ConfigError
 
 T = TypeVar("T")
@@ -52,6 +53,20 @@ class Formats:
         if part == "head":
             return self.head or ("q8" if in_four_bits else self.weights)
         return "q8" if part == "latent" and in_four_bits else self.weights
+
+
+def mean_weight_bits(config: ModelConfig, formats: Formats) -> float:
+    """Bits of an average weight of the whole model: its parts may differ."""
+    count = parameters(config)
+    head = count.by_part["input embedding"] + count.by_part["output head"]
+    latent = 0
+    if config.is_mla:
+        mla = config.mla
+        latent = config.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim) * mla.kv_lora_rank
+        latent *= config.num_hidden_layers
+    rest = count.total - head - latent
+    by_part = {"head": head, "latent": latent, "rest": rest}
+    return sum(number * WEIGHT_BITS[formats.of(part)] for part, number in by_part.items()) / count.total
 
 
 def weight_bytes(format: str, count: float) -> float:

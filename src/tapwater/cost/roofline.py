@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 
 from tapwater.config import ModelConfig
+from tapwater.cost.collectives import COMBINE_BYTES, all_reduce_s, link_rate, network_rate
 from tapwater.cost.formats import WEIGHT_PRECISION, Formats, cache_bytes_per_token, weight_bytes
 from tapwater.cost.hardware import Figure, Machine
 from tapwater.cost.layout import Layout
 from tapwater.cost.work import Attention, Product, Work
 from tapwater.errors import ConfigError
 
-DISPATCH_BYTES, COMBINE_BYTES = 1, 2  # a number sent to an expert in fp8, and back in bfloat16 (DeepSeek-V3, 3.2.2)
+DISPATCH_BYTES = 1  # a number sent to an expert in fp8 (DeepSeek-V3 report, section 3.2.2)
 STATE_BYTES = 2  # a number of a hidden state summed over tensor-parallel devices
 
 
@@ -47,28 +48,27 @@ def roofline_parts(machine: Machine, config: ModelConfig, work: Work, formats: F
 
 def communication_s(machine: Machine, config: ModelConfig, rows: float, layout: Layout) -> tuple[float, float]:
     """Seconds a device sends in a step of `rows` tokens of its own: sums over tp, and tokens to experts and back."""
-    sums = 0.0
-    if layout.tp > 1:
-        if layout.tp > machine.devices:
-            raise ConfigError(f"layout: tp {layout.tp} exceeds the {machine.devices} devices of a {machine.name} node")
-        each = 2 * (layout.tp - 1) / layout.tp * rows * config.hidden_size * STATE_BYTES
-        sums = 2 * config.num_hidden_layers * each / _bandwidth(machine, "link_bytes_per_s")
+    state_bytes = rows * config.hidden_size * STATE_BYTES
+    sums = 2 * config.num_hidden_layers * all_reduce_s(machine, layout.tp, state_bytes)
     if layout.ep == 1:
         return sums, 0.0
     layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
     number = rows / layout.tp * layers * config.hidden_size * (DISPATCH_BYTES + COMBINE_BYTES)
     nodes = max(1, -(-layout.ep // machine.devices))
     inside = groups_touched(config, layout.ep) * (layout.ep - 1) / layout.ep
-    within = number * min(inside, machine.devices) / _bandwidth(machine, "link_bytes_per_s")
+    within = number * min(inside, machine.devices) / link_rate(machine)
     if nodes == 1:
         return sums, within
     across = number * groups_touched(config, nodes) * (nodes - 1) / nodes
-    return sums, max(within, across / _bandwidth(machine, "network_bytes_per_s"))
+    return sums, max(within, across / network_rate(machine))
 
 
 def groups_touched(config: ModelConfig, groups: int) -> float:
-    """Of `groups` equal sets of a layer's experts, how many hold one that a token chooses; the gate limits them to
-    topk_group sets of its own n_group (report section 2.2.2)."""
+    """Of `groups` equal sets of a layer's experts, how many hold one that a token chooses, drawn one by one.
+
+    The gate limits them to topk_group sets of its own n_group (report section 2.2.2). Within 2% of
+    `traffic.expected_devices`, which is exact but needs sets that nest; redundant experts allow others (144 of V3's).
+    """
     moe = config.moe
     limit = moe.topk_group if config.topk_method != "greedy" else moe.n_group
     reachable = groups * limit / moe.n_group
@@ -97,10 +97,3 @@ def precision_rate(machine: Machine, precision: str) -> Figure:
         has = ", ".join(machine.flops_per_s)
         raise ConfigError(f"{machine.name} has no rate for {precision}, it has {has}: choose another weight format")
     return machine.flops_per_s[precision]
-
-
-def _bandwidth(machine: Machine, name: str) -> float:
-    figure = getattr(machine, name)
-    if figure is None:
-        raise ConfigError(f"{machine.name} has no {name}: its devices or nodes cannot work on one model")
-    return figure.value * machine.efficiency.network.value

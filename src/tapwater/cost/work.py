@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tapwater.config import ModelConfig
+from tapwater.cost.traffic import expected_experts
 
 Form = Literal["grouped", "absorbed", "expanded"]
 
@@ -51,14 +52,6 @@ class Work:
         return sum(product.macs for product in self.products) + self.attention.macs
 
 
-def experts_touched(config: ModelConfig, rows: float) -> float:
-    """Routed experts of one layer that some of `rows` tokens choose, if every expert is as likely as every other."""
-    if not config.is_moe:
-        return 0.0
-    moe = config.moe
-    return moe.n_routed_experts * (1 - (1 - moe.num_experts_per_tok / moe.n_routed_experts) ** rows)
-
-
 def decode_work(config: ModelConfig, batch: float, context: float) -> Work:
     """A step in which each of `batch` requests gets a token that attends to `context` cached ones, itself included."""
     form: Form = "absorbed" if config.is_mla else "grouped"
@@ -86,9 +79,10 @@ def _work(config: ModelConfig, rows: float, sampled: float, projections: list[Pr
     products = list(projections)
     if dense_layers:
         products.append(Product("dense", 3 * hidden * config.intermediate_size, rows, dense_layers))
-    touched = moe_layers * experts_touched(config, rows)
+    touched = 0.0
     if config.is_moe:
         moe = config.moe
+        touched = moe_layers * expected_experts(config, rows)
         expert = 3 * hidden * moe.moe_intermediate_size
         if moe.n_shared_experts:
             products.append(Product("shared", moe.n_shared_experts * expert, rows, moe_layers))
