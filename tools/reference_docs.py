@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tapwater.checkpoint
 import tapwater.config
 import tapwater.cost
+import tapwater.cost.pricing
 import tapwater.engine
 import tapwater.llm
 import tapwater.model
@@ -31,6 +32,7 @@ PYTHON_ROOMS = (
     tapwater.llm,
     tapwater.config,
     tapwater.cost,
+    tapwater.cost.pricing,
     tapwater.text,
     tapwater.ops,
     tapwater.model,

@@ -16,7 +16,7 @@ app = App(
     help="DeepSeek-V2-class models on the machines people already have.",
     help_epilogue="MODEL is a known name, a .gguf file, a Hugging Face directory or an owner/name repository.",
 )
-for verb in ("serve", "chat", "generate", "pull", "quantize", "inspect", "hardware"):
+for verb in ("serve", "chat", "generate", "pull", "quantize", "inspect", "hardware", "price"):
     app.command(f"tapwater.cli.{verb}:{verb}")
 
 

@@ -43,10 +43,10 @@ class Rent:
     date: str
 
     def __post_init__(self) -> None:
-        if not 0 < self.amount < 10_000:
+        if not 0 <= self.amount < 10_000:
             raise ConfigError(
                 f"amount {self.amount} is no plausible rent of a node in US dollars an hour; "
-                "leave usd_per_hour out for a machine of your own"
+                "0 for a machine of your own"
             )
         check_origin(self.source, self.date)
 
