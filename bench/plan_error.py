@@ -24,7 +24,7 @@ from tapwater.checkpoint import load_packed
 from tapwater.cli.common import DEFAULT_MODEL, locate
 from tapwater.config import EngineConfig, ModelConfig, preset, replace_fields
 from tapwater.cost.formats import Formats
-from tapwater.cost.hardware import Efficiency, Figure, Machine
+from tapwater.cost.hardware import machine
 from tapwater.cost.kernels import KernelRates
 from tapwater.cost.throughput import Serving, decode, prefill
 from tapwater.llm import LLM, available_cores
@@ -85,17 +85,17 @@ def _measure(llm: LLM, chance: random.Random) -> dict[str, float]:
 
 
 def _predict(rates: KernelRates, config: ModelConfig, formats: Formats) -> dict[str, float]:
-    nothing = Figure(1.0, "not used: all rates are measured", "2026")
-    share = Efficiency(nothing, nothing, nothing, nothing)
-    machine = Machine("here", "this machine", "cpu", 1, nothing, nothing, {}, share, kernels=rates)
-    serving = Serving(config, machine, formats)
+    here = replace(machine("cpu-2vcpu"), kernels=rates)  # of which the rates alone are used
+    serving = Serving(config, here, formats)
     speeds = {f"prefill {PREFILL}": prefill(serving, PREFILL).tokens_per_s}
     return speeds | {f"decode x{batch}": decode(serving, batch, PROMPT + NEW / 2).tokens_per_s for batch in BATCHES}
 
 
 def _publish(pairs: Mapping[str, list[tuple[float, float]]]) -> None:
     about = provenance()
-    table = Table("", title="Predicted against measured", caption="\n".join(f"{k}: {v}" for k, v in about.items()))
+    table = Table(
+        "workload", title="Predicted against measured", caption="\n".join(f"{k}: {v}" for k, v in about.items())
+    )
     for column in ("measured tokens/s", "predicted", "error of the median", "of single rounds"):
         table.add_column(column, justify="right")
     errors = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cost.sheets import V2_NODE
+from sheets import V2_NODE
 from tapwater.cli import main
 from tapwater.cost.ledger import LedgerRow, ledger_line
 from tapwater.cost.money import moment_of

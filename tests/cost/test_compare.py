@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from cost.sheets import v2_sheet
+from sheets import v2_sheet
 from tapwater.cost.compare import (
     LAUNCH,
     break_even_tokens_per_s,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost.sheets import AFTERNOON, MORNING, NIGHT, V2_NODE, v2_sheet
+from sheets import AFTERNOON, MORNING, NIGHT, V2_NODE, v2_sheet
 from tapwater.cost.hardware import Rent
 from tapwater.cost.inputs import Basis, Energy, Exchange, Rates, hourly_cost
 from tapwater.cost.period import Period

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost.sheets import NIGHT, v2_sheet
+from sheets import NIGHT, v2_sheet
 from tapwater.cost.inputs import Basis
 from tapwater.cost.ledger import LedgerRow, MachineHours, ledger_line, read_hours, read_ledger
 from tapwater.cost.next_sheet import propose, revenue_at
