@@ -18,8 +18,7 @@ from rich.table import Table
 
 from measure import decode_speed, prefill_speed
 from report import provenance, save
-from tapwater.calibration.kernels import measure_kernels
-from tapwater.calibration.probe import random_weights
+from tapwater.calibration import measure_kernels, random_weights
 from tapwater.checkpoint import load_packed
 from tapwater.cli.common import DEFAULT_MODEL, locate
 from tapwater.config import EngineConfig, ModelConfig, preset, replace_fields

@@ -15,7 +15,7 @@ import torch
 
 from tapwater.calibration.kernels import Progress, measure_kernels
 from tapwater.calibration.probe import random_matrix
-from tapwater.cost.hardware import Figure, Machine, Rent, cpu_efficiency
+from tapwater.cost.hardware import Efficiency, Figure, Machine, Rent, catalogue_efficiency
 from tapwater.cost.kernels import KernelRates
 from tapwater.ops.native import Kernels
 from tapwater.ops.quant import Format
@@ -39,6 +39,11 @@ def measure_machine(name: str, threads: int, rent: Rent | None, progress: Progre
             measure_kernels(threads, lambda part, parts, done=done: progress(done * parts + part, ROUNDS * parts))
         )
     about = f"measured by tapwater {version('tapwater')}, median of {ROUNDS} rounds, {threads} threads"
+    flops = {precision: median(each) for precision, each in products.items()}
+    kernels = median_rates(rates)
+    whole = _figure(1.0, "the peak above is itself what software reaches")
+    # a multiplication of a prompt's attention, beside the products that roofline.py and training.py hold it against
+    attention = _figure(2 / kernels.prompt_mac_s["grouped"] / flops["bf16"], f"{about}: attention of prompts")
     return Machine(
         name=name,
         description=f"{processor()}, {threads} threads",
@@ -46,10 +51,10 @@ def measure_machine(name: str, threads: int, rent: Rent | None, progress: Progre
         devices=1,
         memory_bytes=_figure(memory_bytes(), "as the system says"),
         read_bytes_per_s=_figure(median(reads), about),
-        flops_per_s={precision: _figure(median(each), about) for precision, each in products.items()},
-        efficiency=cpu_efficiency(),
+        flops_per_s={precision: _figure(rate, about) for precision, rate in flops.items()},
+        efficiency=Efficiency(whole, whole, attention, catalogue_efficiency("cpu").network),
         usd_per_hour=rent,
-        kernels=median_rates(rates),
+        kernels=kernels,
     )
 
 

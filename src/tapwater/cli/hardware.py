@@ -3,13 +3,16 @@
 import json
 import sys
 from dataclasses import asdict
+from datetime import date
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from tapwater.cli.common import own_machines
+from tapwater.cli.common import cache_dir, own_machines
 from tapwater.cli.text_table import text_table
-from tapwater.cost.hardware import Figure, Machine, Rent, machine, machines
+from tapwater.cost.hardware import Figure, Machine, Rent, check_name, machine, machines, to_toml
+from tapwater.cost.money import decimal_of
+from tapwater.errors import ConfigError
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of a table.")]
 
@@ -57,6 +60,53 @@ def show(name: str, /, *, as_json: AsJson = False) -> None:
         f"{found.name}: {found.description}\n\n{text_table(('', '', 'date', 'source'), rows, 'lrl')}\n"
         f"ridge points, operations per byte read: {ridges}\n"
     )
+
+
+@hardware.command
+def measure(
+    *,
+    name: str = "this-machine",
+    threads: int | None = None,
+    usd_per_hour: str | None = None,
+    rent_source: str | None = None,
+) -> None:
+    """Measure this machine - memory, products, tapwater's kernels - and add it to your machines; under a minute.
+
+    Nothing else should run meanwhile: predictions are as good as the quiet they were measured in.
+
+    Parameters
+    ----------
+    name
+        What to call it; a machine of that name that you measured before is replaced.
+    threads
+        Threads that compute; without it one per core.
+    usd_per_hour
+        What an hour of it costs, e.g. 0.08.
+    rent_source
+        Who says so, with --usd-per-hour.
+    """
+    if (usd_per_hour is None) != (rent_source is None):
+        raise ConfigError("--usd-per-hour and --rent-source go together: a price says where it is from")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads must be at least 1, got {threads}")
+    directory = cache_dir() / "machines"
+    path = directory / f"{name}.toml"
+    check_name(name, own_machines(), path)
+    rent = None
+    if usd_per_hour is not None:
+        rent = Rent(decimal_of(usd_per_hour, "--usd-per-hour"), rent_source or "", date.today().isoformat())
+    from tapwater.calibration import measure_machine  # torch alone takes seconds
+    from tapwater.cli.common import progress_bar
+    from tapwater.llm import available_cores
+
+    with progress_bar("Measuring") as progress:
+        measured = measure_machine(name, threads or available_cores(), rent, progress)
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(to_toml(measured), encoding="utf-8")
+    unfinished.replace(path)
+    show(name)
+    sys.stdout.write(f"\nwritten to {path}; plan with --machine {name}\n")
 
 
 def describe(machine: Machine) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from tapwater.cost.plausible import check_origin, check_units
 from tapwater.errors import ConfigError
 
 PRECISIONS = ("fp32", "bf16", "fp8", "int8")
+NAME = r"[a-z0-9][a-z0-9.-]*"
+NAME_RULE = "a machine is named in lower-case letters, digits, dots and dashes"
 _CATALOGUE = Path(__file__).with_name("hardware.toml")
 
 
@@ -92,8 +94,8 @@ class Machine:
     kernels: KernelRates | None = None  # of tapwater's own, measured on a CPU machine
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.name):
-            raise ConfigError(f"name {self.name!r}: a machine is named in lower-case letters, digits, dots and dashes")
+        if not re.fullmatch(NAME, self.name):
+            raise ConfigError(f"name {self.name!r}: {NAME_RULE}")
         if not 1 <= self.devices <= 1024 or (self.kind == "cpu" and self.devices > 1):
             limit = "a CPU machine is one device" if self.kind == "cpu" else "a node has 1 to 1024"
             raise ConfigError(f"devices {self.devices}: {limit}")
@@ -139,6 +141,17 @@ def machine(name: str, extra: Path | None = None) -> Machine:
     return known[name]
 
 
+def check_name(name: str, extra: Path | None, path: Path) -> None:
+    """ConfigError if a machine that is to be written to `path` cannot bear `name`: taken elsewhere, or malformed."""
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"name {name!r}: {NAME_RULE}")
+    if name in _shipped():
+        raise ConfigError(f"machine {name!r} is in the catalogue; choose another name")
+    for each in [] if extra is None or not extra.is_dir() else sorted(extra.glob("*.toml")):
+        if each != path and name in load_machines(each):
+            raise ConfigError(f"machine {name!r} is already in {each}; choose another name")
+
+
 def load_machines(path: Path) -> dict[str, Machine]:
     """The machines of a TOML file of the catalogue's form: a table `[NAME]` each, its fields Machine's.
 
@@ -155,9 +168,9 @@ def to_toml(machine: Machine) -> str:
     return "\n".join(_table(name, values)).lstrip() + "\n"
 
 
-def cpu_efficiency() -> Efficiency:
-    """What software reaches on CPU machines, as the catalogue has it."""
-    return from_mapping(Efficiency, _shipped_tables()["efficiency"]["cpu"], "efficiency.cpu")
+def catalogue_efficiency(kind: Literal["cpu", "gpu"]) -> Efficiency:
+    """What software reaches on machines of a kind, as the catalogue has it."""
+    return from_mapping(Efficiency, _shipped_tables()["efficiency"][kind], f"efficiency.{kind}")
 
 
 @cache

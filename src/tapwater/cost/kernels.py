@@ -80,7 +80,7 @@ def _attention_seconds(rates: KernelRates, config: ModelConfig, attention: Atten
     return numbers * between(rates.heads, times, heads) + attention.requests * config.num_hidden_layers * rates.attend_s
 
 
-def outside(rates: KernelRates, config: ModelConfig, rows: float, context: float, weights_bytes: float) -> list[str]:
+def outside(rates: KernelRates, rows: float, context: float, weights_bytes: float) -> list[str]:
     """What of a step lies beyond what was measured, in words; such a prediction is an extrapolation."""
     reasons = []
     if rows > rates.rows[-1]:
