@@ -1,9 +1,10 @@
-"""How far predictions are from measurements on this machine: models that no rate was taken from, through LLM.submit.
+"""How far predictions are from measurements on this machine: models that gave no rate, through LLM.submit.
 
     python bench/plan_error.py [--rounds N] [--threads N] [--only NAME]
 
-A round takes the machine's rates, measures every workload, and takes the rates again: what is predicted from both
-is compared with what was measured between them, since the speed of a shared machine drifts.
+In a round every model is measured once with every cache format, and the machine's rates are taken before and after each
+of them: a prediction is from the rates on both sides of what it is compared with. The machine's speed drifts and
+neighbours steal time, so medians over all rounds are compared; single rounds are shown beside them.
 """
 
 import random
@@ -33,6 +34,7 @@ from tapwater.ops.quant import Format
 from workloads import BATCHES, PREFILL, PROMPT
 
 NEW = 40
+SHIPPED = "smollm2-135m, as shipped"
 CACHES = (CacheFormat.BFLOAT16, CacheFormat.Q8)
 VOCAB = {"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2}  # SmolLM2's tokenizer serves all shapes
 
@@ -45,41 +47,46 @@ def shapes() -> dict[str, tuple[ModelConfig, Formats]]:
     lite = replace_fields(preset("deepseek-v2-lite"), VOCAB | {"num_hidden_layers": 8}, "8 layers")
     moe = replace_fields(preset("deepseek-moe-16b"), VOCAB | {"num_hidden_layers": 6}, "6 layers")
     return {
-        "smollm2-135m, as shipped": (preset("smollm2-135m"), Formats("q4_min", "bfloat16")),
+        SHIPPED: (preset("smollm2-135m"), Formats("q4_min", "bfloat16")),
         "deepseek-v2-lite, 8 layers": (lite, Formats("q4", "bfloat16", head="q4")),
         "deepseek-moe-16b, 6 layers": (moe, Formats("q8", "bfloat16")),
     }
 
 
 @app.default
-def main(rounds: int = 3, threads: int = 0, only: str = "") -> None:
+def main(rounds: int = 5, threads: int = 0, only: str = "") -> None:
     threads = threads or available_cores()
     torch.set_num_threads(1)
-    tokenizer = load_packed(locate(DEFAULT_MODEL), None)
+    shipped = load_packed(locate(DEFAULT_MODEL), None)
+    chosen = {name: shape for name, shape in shapes().items() if only in name}
+    weights = {
+        name: shipped.weights if name == SHIPPED else random_weights(config, Format(formats.weights))
+        for name, (config, formats) in chosen.items()
+    }
     pairs: dict[str, list[tuple[float, float]]] = {}
-    for name, (config, formats) in shapes().items():
-        if only not in name:
-            continue
-        weights = tokenizer.weights if "shipped" in name else random_weights(config, Format(formats.weights))
-        for cache in CACHES:
-            settings = EngineConfig(threads=threads, cache_tokens=2**13, cache_dtype=cache.value)
-            llm = LLM(PackedTransformer(config, weights, threads, cache), tokenizer.tokenizer, settings)
-            prefill_speed(llm, PREFILL, random.Random(0))
-            for number in range(rounds):
-                out.print(f"{name}, {cache} cache, round {number + 1} of {rounds}")
-                before = measure_kernels(threads, _silent)
+    before = measure_kernels(threads, _silent)
+    for number in range(rounds):
+        for name, (config, formats) in chosen.items():
+            for cache in CACHES:
+                out.print(f"round {number + 1} of {rounds}: {name}, {cache} cache")
+                model = PackedTransformer(config, weights[name], threads, cache)
+                settings = EngineConfig(threads=threads, cache_tokens=2**13, cache_dtype=cache.value)
+                llm = LLM(model, shipped.tokenizer, settings)
                 measured = _measure(llm, random.Random(number))
+                llm.close()
                 after = measure_kernels(threads, _silent)
-                predicted = [_predict(rates, config, replace(formats, cache=cache.value)) for rates in (before, after)]
+                kept = replace(formats, cache=cache.value)
+                sides = [_predict(rates, config, kept) for rates in (before, after)]
+                before = after
                 for workload, rate in measured.items():
-                    mean = sum(1 / each[workload] for each in predicted) / 2
-                    pairs.setdefault(f"{name}, {cache}: {workload}", []).append((rate, 1 / mean))
-            llm.close()
+                    predicted = 2 / sum(1 / each[workload] for each in sides)
+                    pairs.setdefault(f"{name}, {cache}: {workload}", []).append((rate, predicted))
     _publish(pairs)
 
 
 def _measure(llm: LLM, chance: random.Random) -> dict[str, float]:
-    speeds = {f"prefill {PREFILL}": prefill_speed(llm, PREFILL, chance)}
+    prefill_speed(llm, PREFILL, chance)  # touches all weights
+    speeds = {f"prefill {PREFILL}": median(prefill_speed(llm, PREFILL, chance) for _ in range(3))}
     return speeds | {f"decode x{batch}": decode_speed(llm, batch, PROMPT, NEW, chance) for batch in BATCHES}
 
 
@@ -95,20 +102,18 @@ def _publish(pairs: Mapping[str, list[tuple[float, float]]]) -> None:
     table = Table(
         "workload", title="Predicted against measured", caption="\n".join(f"{k}: {v}" for k, v in about.items())
     )
-    for column in ("measured tokens/s", "predicted", "error of the median", "of single rounds"):
+    for column in ("measured tokens/s", "predicted", "error of medians", "of single rounds"):
         table.add_column(column, justify="right")
     errors = []
     for name, rounds in pairs.items():
         measured, predicted = (median(each) for each in zip(*rounds, strict=True))
-        single = [guess / rate - 1 for rate, guess in rounds]
-        errors.append(median(single))
-        table.add_row(
-            name, f"{measured:.1f}", f"{predicted:.1f}", f"{errors[-1]:+.0%}", ", ".join(f"{e:+.0%}" for e in single)
-        )
+        errors.append(predicted / measured - 1)
+        single = ", ".join(f"{guess / rate - 1:+.0%}" for rate, guess in rounds)
+        table.add_row(name, f"{measured:.1f}", f"{predicted:.1f}", f"{errors[-1]:+.0%}", single)
     Console().print(table)
     sizes = sorted(abs(error) for error in errors)
     Console().print(f"error: median {median(sizes):.1%}, worst {sizes[-1]:.1%} of {len(sizes)} workloads")
-    save("plan-error", about | {"rounds": {name: list(map(list, rounds)) for name, rounds in pairs.items()}})
+    save("plan-error", about | {"measured and predicted tokens/s": pairs})
 
 
 def _silent(done: int, total: int) -> None:
