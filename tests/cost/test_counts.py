@@ -91,3 +91,9 @@ def test_the_count_is_the_number_of_weights_of_published_models(name: str) -> No
     model = meta_model(config)
     counted = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
     assert parameters(config).total + parameters(config).mtp == counted
+
+
+def test_training_flops_with_and_without_the_masked_half() -> None:
+    causal, whole = (training_flops_per_token(V2, 4096, causal=causal) for causal in (True, False))
+    assert whole.matmul == causal.matmul
+    assert whole.attention == 2 * causal.attention

@@ -14,6 +14,7 @@ from tapwater.cli.common import DEFAULT_MODEL, locate_config, progress_bar
 from tapwater.config import ModelConfig, preset, preset_names, read_config
 from tapwater.config.parse import nearest
 from tapwater.cost import flops_per_token, grouped_kv_elements, parameters, training_flops_per_token
+from tapwater.cost.formats import CACHE_FORMATS, cache_bytes_per_token
 from tapwater.errors import ConfigError
 
 BF16_BYTES = 2
@@ -91,12 +92,20 @@ def describe(name: str, config: ModelConfig, context: int) -> dict[str, Any]:
         "kv_cache_per_token": {
             name: {"elements": elements, "bytes_bf16": elements * BF16_BYTES} for name, elements in cached.items()
         },
+        "kv_cache_bytes_by_format": _cache_bytes(config),
         "flops_per_token": {
             "context": context,
             **{name: flops.total for name, flops in forward.items()},
             "training": training_flops_per_token(config, context).total,
+            "training, masked half counted": training_flops_per_token(config, context, causal=False).total,
         },
     }
+
+
+def _cache_bytes(config: ModelConfig) -> dict[str, float]:
+    """Bytes of a token in every cache format that this model can have."""
+    formats = [each for each in CACHE_FORMATS if config.is_mla or each != "fp8_line"]
+    return {format: cache_bytes_per_token(config, format) for format in formats}
 
 
 def _verify(model: str) -> int:
@@ -184,6 +193,11 @@ def _show(facts: dict[str, Any]) -> None:
     for name, each in cache.items():
         share = f"{each['elements'] / largest:.1%}"
         table.add_row(name, f"{each['elements']:,}", f"{each['bytes_bf16']:,}", share)
+    out.print(table)
+
+    table = _table("this model's cache per token, by format", "bytes", "")
+    for format, size in facts["kv_cache_bytes_by_format"].items():
+        table.add_row(format, f"{size:,.0f}", CACHE_FORMATS[format])
     out.print(table)
 
     flops = dict(facts["flops_per_token"])
