@@ -25,7 +25,7 @@ from tapwater.cli.common import DEFAULT_MODEL, locate
 from tapwater.config import EngineConfig, ModelConfig, preset, replace_fields
 from tapwater.cost.formats import Formats
 from tapwater.cost.hardware import machine
-from tapwater.cost.kernels import KernelRates
+from tapwater.cost.kernel_rates import KernelRates
 from tapwater.cost.throughput import Serving, decode, prefill
 from tapwater.llm import LLM, available_cores
 from tapwater.model import PackedTransformer

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tapwater.cost.hardware import Machine, machine
-from tapwater.cost.kernels import KernelRates
+from tapwater.cost.kernel_rates import KernelRates
 
 RATES = KernelRates(
     instruction_set="avx512",

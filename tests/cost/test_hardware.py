@@ -1,5 +1,6 @@
 """The catalogue is plausible and says where each figure is from; files of machines are read strictly."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kernel_rates import RATES
 from tapwater.cost.hardware import PRECISIONS, Figure, Machine, Rent, load_machines, machine, machines, to_toml
 from tapwater.errors import ConfigError
 
@@ -261,3 +263,19 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 def test_machines_made_in_python_are_checked_too() -> None:
     with pytest.raises(ConfigError, match=r"memory_bytes: 80 bytes .* write 8e\+10 if 80 is in GB"):
         replace(machine("h100"), memory_bytes=Figure(80, "datasheet", "2025"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": (1, 8, 4)}, "rows must be positive and rise"),
+        ({"rows": ()}, "rows must be positive and rise"),
+        ({"heads": (0, 4, 16, 64)}, "heads must be positive and rise"),
+        ({"weight_s": {"q4": (1e-11,)}}, "weight_s: q4 must have 3 times"),
+        ({"grouped_s": {"q8": (1e-10, -1e-10, 1e-10, 1e-10)}}, "grouped_s: q8 must have 4 times of 0 or more"),
+        ({"prompt_mac_s": {"grouped": 1e-11}}, "prompt_mac_s must have grouped and expanded"),
+    ],
+)
+def test_rates_of_kernels_that_cannot_be_are_named(changes: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(RATES, **changes)

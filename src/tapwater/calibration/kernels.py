@@ -9,7 +9,8 @@ import torch
 from tapwater.calibration.probe import Probe
 from tapwater.config import EngineConfig, ModelConfig
 from tapwater.cost.formats import Formats
-from tapwater.cost.kernels import KernelRates, kernel_seconds
+from tapwater.cost.kernel_rates import KernelRates
+from tapwater.cost.kernels import kernel_seconds
 from tapwater.cost.work import Work, decode_work, prefill_work
 from tapwater.engine import Engine, EngineLoop, SamplingParams, TokenOutput
 from tapwater.errors import TapwaterError

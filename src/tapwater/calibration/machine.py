@@ -16,7 +16,7 @@ import torch
 from tapwater.calibration.kernels import Progress, measure_kernels
 from tapwater.calibration.probe import random_matrix
 from tapwater.cost.hardware import Efficiency, Figure, Machine, Rent, catalogue_efficiency
-from tapwater.cost.kernels import KernelRates
+from tapwater.cost.kernel_rates import KernelRates
 from tapwater.ops.native import Kernels
 from tapwater.ops.quant import Format
 

@@ -14,6 +14,7 @@ BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 app = App(
     name="tapwater",
     help="DeepSeek-V2-class models on the machines people already have.",
+    help_format="plaintext",  # Markdown would load a parser of it, and of its code blocks
     help_epilogue="MODEL is a known name, a .gguf file, a Hugging Face directory or an owner/name repository.",
 )
 for verb in ("serve", "chat", "generate", "pull", "quantize", "inspect", "hardware", "price"):

@@ -4,11 +4,9 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.table import Table
 
 from tapwater.cli.common import DEFAULT_MODEL, locate_config, progress_bar
 from tapwater.config import ModelConfig, preset, preset_names, read_config
@@ -16,6 +14,9 @@ from tapwater.config.parse import nearest
 from tapwater.cost import flops_per_token, grouped_kv_elements, parameters, training_flops_per_token
 from tapwater.cost.formats import CACHE_FORMATS, cache_bytes_per_token
 from tapwater.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BF16_BYTES = 2
 GQA_HEADS = 8
@@ -163,6 +164,8 @@ def _experts(config: ModelConfig) -> str | None:
 
 
 def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console  # not for --json
+
     out = Console()
     layers, count, cache = facts["layers"], facts["parameters"], facts["kv_cache_per_token"]
 
@@ -210,7 +213,9 @@ def _show(facts: dict[str, Any]) -> None:
         out.print(f"all {facts['verified_arrays']:,} arrays match their checksums")
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, *columns: str) -> "Table":
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     table.add_column("")
     for column in columns:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from rich.progress import DownloadColumn, TimeRemainingColumn
 
 from tapwater.cli.common import progress_bar
 from tapwater.cli.price_options import creation_date, energy_of, hours_of, period_of, start_of
@@ -23,13 +22,9 @@ from tapwater.cli.price_tables import (
     write_json,
 )
 from tapwater.cost import compare as compared
-from tapwater.cost import production
-from tapwater.cost import reconcile as reconciled
-from tapwater.cost.hardware import Rent
+from tapwater.cost.figure import Rent
 from tapwater.cost.inputs import Basis, Exchange, Rates
-from tapwater.cost.ledger import read_ledger
 from tapwater.cost.money import decimal_of, moment_of
-from tapwater.cost.next_sheet import propose, revenue_at
 from tapwater.cost.price import PriceSheet
 from tapwater.cost.sheet_file import read_sheet, sheet_json, write_sheet
 from tapwater.errors import ConfigError
@@ -193,6 +188,8 @@ def day(*, prices: str = "DeepSeek-R1", as_json: AsJson = False) -> None:
     prices
         The public price of all tokens; DeepSeek's own account takes R1's.
     """
+    from tapwater.cost import production  # of no use to the other verbs
+
     inputs = production.published_day(prices)
     result = production.account(inputs)
     published = production.PUBLISHED if prices == "DeepSeek-R1" else None
@@ -249,10 +246,16 @@ def reconcile(
     out
         Write the next sheet to this new file.
     """
+    from rich.progress import DownloadColumn, TimeRemainingColumn  # as slow to load as all the rest
+
+    from tapwater.cost.ledger import read_ledger
+    from tapwater.cost.next_sheet import propose, revenue_at
+    from tapwater.cost.reconcile import reconcile_ledger
+
     sheets = [read_sheet(path) for path in sheet]
     paid = hours_of(hours, machine, since, until, usd_per_hour)
     with progress_bar(f"Reading {ledger.name}", DownloadColumn(), TimeRemainingColumn()) as progress:
-        result = reconciled.reconcile_ledger(read_ledger(ledger, progress), sheets, paid, after)
+        result = reconcile_ledger(read_ledger(ledger, progress), sheets, paid, after)
     day = creation_date(created)
     following = propose(result, sheets, day, start_of(valid_from, day))
     if out is not None:

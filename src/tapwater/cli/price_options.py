@@ -2,12 +2,15 @@
 
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tapwater.cost.inputs import Energy
-from tapwater.cost.ledger import MachineHours, read_hours
 from tapwater.cost.money import date_of, decimal_of, moment_of
 from tapwater.cost.period import DAYS, Period
 from tapwater.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tapwater.cost.ledger import MachineHours
 
 
 def creation_date(created: str | None) -> date:
@@ -57,7 +60,9 @@ def _days(text: str) -> tuple[str, ...]:
 
 def hours_of(
     path: Path | None, machine: str | None, since: str | None, until: str | None, usd_per_hour: str | None
-) -> list[MachineHours]:
+) -> "list[MachineHours]":
+    from tapwater.cost.ledger import MachineHours, read_hours  # only reconcile comes here
+
     if path is not None:
         if not (machine is since is until is usd_per_hour is None):
             raise ConfigError("give either --hours or --machine --since --until --usd-per-hour, not both")

@@ -4,18 +4,17 @@ import json
 import sys
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from tapwater.cli.text_table import text_table
 from tapwater.cost import compare as compared
-from tapwater.cost import reconcile as reconciled
 from tapwater.cost.inputs import hourly_cost
 from tapwater.cost.money import dump, plain
 from tapwater.cost.price import Currency, PriceSheet
-from tapwater.cost.production import Account, Day, Published
+
+if TYPE_CHECKING:
+    from tapwater.cost.production import Account, Day, Published
+    from tapwater.cost.reconcile import Reconciliation
 
 
 def break_even(sheet: PriceSheet, ratio: compared.Comparison) -> Decimal:
@@ -32,7 +31,7 @@ def _ratios(each: compared.Comparison | compared.CheckedClaim) -> dict[str, str]
     return {"input_ratio": six_decimals(each.input), "output_ratio": six_decimals(each.output), **blend}
 
 
-def reconciled_facts(result: reconciled.Reconciliation) -> dict[str, Any]:
+def reconciled_facts(result: "Reconciliation") -> dict[str, Any]:
     facts = {name: dump(value) for name, value in vars(result).items() if name != "usage"}
     facts["usage"] = [
         {"sheet_version": version, "tier": tier, **dump(used)} for (version, tier), used in result.usage.items()
@@ -43,28 +42,25 @@ def reconciled_facts(result: reconciled.Reconciliation) -> dict[str, Any]:
 
 
 def show_sheet(sheet: PriceSheet) -> None:
-    out = Console()
     columns: tuple[Currency, ...] = ("USD", "CNY")
-    table = _table(f"{sheet.model} on {sheet.machine}, sheet {sheet.version}: per million tokens", *columns)
+    names = ("input_hit", "input_miss", "output")
     costs = [sheet.costs(currency) for currency in columns]
-    for name in ("input_hit", "input_miss", "output"):
-        table.add_row(f"cost, {name.replace('_', ' ')}", *(f"{getattr(each, name):.6f}" for each in costs))
+    rows: list[tuple[str, ...]] = [
+        (f"cost, {name.replace('_', ' ')}", *(f"{getattr(each, name):.6f}" for each in costs)) for name in names
+    ]
     for tier, factor in sheet.tiers.items():
-        table.add_section()
+        rows.append(("", "", ""))
         prices = [sheet.prices(currency, tier) for currency in columns]
         below = " (below cost)" if factor * (1 + sheet.margin) < 1 else ""
-        for name in ("input_hit", "input_miss", "output"):
+        for name in names:
             label = f"{tier} price, {name.replace('_', ' ')}{below}"
-            table.add_row(escape(label), *(f"{getattr(each, name):.6f}" for each in prices))
-    out.print(table)
+            rows.append((label, *(f"{getattr(each, name):.6f}" for each in prices)))
+    title = f"{sheet.model} on {sheet.machine}, sheet {sheet.version}: per million tokens"
     hour = hourly_cost(sheet.usd_per_hour, sheet.energy)
-    out.print(
-        f"{sheet.basis.kind}: {sheet.basis.text}\n"
+    sys.stdout.write(
+        f"{title}\n{_numbers(columns, rows)}\n{sheet.basis.kind}: {sheet.basis.text}\n"
         f"${plain(round(hour, 6))} an hour, busy {sheet.utilisation:.1%} of it, margin {sheet.margin:.1%}; "
-        f"{plain(sheet.exchange.cny_per_usd)} yuan a dollar ({sheet.exchange.source}, {sheet.exchange.date})",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{plain(sheet.exchange.cny_per_usd)} yuan a dollar ({sheet.exchange.source}, {sheet.exchange.date})\n"
     )
 
 
@@ -89,39 +85,37 @@ def show_comparison(
     breaks: Sequence[Decimal],
     claims: Sequence[compared.CheckedClaim],
 ) -> None:
-    out = Console()
-    columns = ["input", "output", "3:1", *(["break even"] if breaks else []), "date", "#"]
-    table = _table(f"times dearer than {base.label}", *columns)
+    columns = ("", "input", "output", "3:1", *(["break even"] if breaks else []), "date", "#")
+    rows: list[tuple[str, ...]] = []
     sources = list(dict.fromkeys(each.other.source for each in ratios))
     for index, each in enumerate(ratios):
         needed = [f"{breaks[index]:.1%}"] if breaks else []
         cells = [f"{each.input:.2f}", f"{each.output:.2f}", f"{each.blend:.2f}", *needed, each.other.date]
-        table.add_row(escape(each.other.label), *cells, str(sources.index(each.other.source) + 1))
-    out.print(table)
+        rows.append((each.other.label, *cells, str(sources.index(each.other.source) + 1)))
+    table = text_table(columns, rows, "lrrr" + "r" * bool(breaks) + "l")
+    sys.stdout.write(f"times dearer than {base.label}\n{table}\n")
     for number, source in enumerate(sources, 1):
-        out.print(f"{number:2}  {source}", markup=False, highlight=False, soft_wrap=True)
+        sys.stdout.write(f"{number:2}  {source}\n")
     for each in claims:
         verdict = "agrees" if each.agrees else "CONFLICT"
-        out.print(
+        sys.stdout.write(
             f"{verdict}: {each.claim.model} is said to be {plain(each.claim.times)} times dearer ({each.claim.date}, "
-            f"{each.claim.source}); by the price list {each.input:.1f} for input, {each.output:.1f} for output",
-            highlight=False,
-            soft_wrap=True,
+            f"{each.claim.source}); by the price list {each.input:.1f} for input, {each.output:.1f} for output\n"
         )
 
 
-def day_facts(inputs: Day, result: Account, published: Published | None) -> dict[str, Any]:
+def day_facts(inputs: "Day", result: "Account", published: "Published | None") -> dict[str, Any]:
     facts = {name: six_decimals(value) for name, value in vars(result).items()}
     facts |= {"profit_usd": six_decimals(result.profit_usd), "nodes": six_decimals(result.nodes)}
     return {"day": dump(inputs), "account": facts, "published": dump(published)}
 
 
-def show_day(inputs: Day, result: Account, published: Published | None, prices: str) -> None:
-    table = _table(f"{inputs.name}, {inputs.date}, at {prices} prices", "computed", "published")
+def show_day(inputs: "Day", result: "Account", published: "Published | None", prices: str) -> None:
+    rows: list[tuple[str, ...]] = []
     said = vars(published) if published is not None else {}
 
     def row(name: str, text: str, key: str = "", form: str = "") -> None:
-        table.add_row(name, text, format(said[key], form) if key in said else "")
+        rows.append((name, text, format(said[key], form) if key in said else ""))
 
     row("cost", f"${result.cost_usd:,.0f}", "cost_usd", ",.0f")
     row("revenue", f"${result.revenue_usd:,.0f}", "revenue_usd", ",.0f")
@@ -134,23 +128,24 @@ def show_day(inputs: Day, result: Account, published: Published | None, prices: 
     row("cost of a million input tokens", f"${result.input_usd_per_million:.4f}")
     row("cost of a million output tokens", f"${result.output_usd_per_million:.4f}")
     row("cost of a million, input and output", f"${result.blended_usd_per_million:.4f}")
-    Console().print(table)
-    Console().print(f"source: {inputs.source}", highlight=False, soft_wrap=True)
+    table = _numbers(("computed", "published"), rows)
+    sys.stdout.write(f"{inputs.name}, {inputs.date}, at {prices} prices\n{table}\nsource: {inputs.source}\n")
 
 
-def show_reconciliation(result: reconciled.Reconciliation, following: PriceSheet, expected: Decimal) -> None:
-    console = Console()
-    table = _table(f"{result.requests:,} requests, sequence {result.first_sequence} to {result.last_sequence}", "")
+def show_reconciliation(result: "Reconciliation", following: PriceSheet, expected: Decimal) -> None:
     share = result.busy_s / result.machine_s
     busy = "busy" if result.busy_measured else "busy, by the sheets' rates"
-    table.add_row("machines", f"${result.machine_usd:,.6f} for {result.machine_s / 3600:,.2f} h")
-    table.add_row(f"  {busy}", f"${result.machine_usd - result.idle_usd:,.6f}, {share:.1%} of the time")
-    table.add_row("  idle", f"${result.idle_usd:,.6f}, {1 - share:.1%} of the time")
-    table.add_row("revenue", f"${result.revenue_usd:,.12f}")
-    table.add_row("profit", f"{result.profit_usd:,.6f} USD, {result.margin:.2%} of cost")
-    console.print(table)
+    rows = [
+        ("machines", f"${result.machine_usd:,.6f} for {result.machine_s / 3600:,.2f} h"),
+        (f"  {busy}", f"${result.machine_usd - result.idle_usd:,.6f}, {share:.1%} of the time"),
+        ("  idle", f"${result.idle_usd:,.6f}, {1 - share:.1%} of the time"),
+        ("revenue", f"${result.revenue_usd:,.12f}"),
+        ("profit", f"{result.profit_usd:,.6f} USD, {result.margin:.2%} of cost"),
+    ]
+    sys.stdout.write(f"{result.requests:,} requests, sequence {result.first_sequence} to {result.last_sequence}\n")
+    sys.stdout.write(f"{text_table(('', ''), rows, 'l')}\n")
     show_sheet(following)
-    console.print(f"these requests at those prices: {expected:.2%} of cost as profit", highlight=False)
+    sys.stdout.write(f"these requests at those prices: {expected:.2%} of cost as profit\n")
 
 
 def six_decimals(value: Decimal) -> str:
@@ -161,9 +156,6 @@ def write_json(facts: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=any(columns))
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("", "date") else "right", no_wrap=bool(column))
-    return table
+def _numbers(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of a name and numbers a row; the last column of a text_table is flush left, so it gets an empty one."""
+    return text_table(("", *columns, ""), [(*row, "") for row in rows], "l" + "r" * len(columns))

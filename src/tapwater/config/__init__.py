@@ -1,9 +1,13 @@
 """Typed, frozen, derived configuration: of models (Hugging Face's spelling) and of runs (TOML)."""
 
-from tapwater.config.huggingface import from_hf, read_config, read_json, to_hf
-from tapwater.config.model import ModelConfig, RopeScaling, replace_fields
-from tapwater.config.presets import preset, preset_names
-from tapwater.config.run import EngineConfig, RunConfig, ServerConfig, load_run
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tapwater.config.huggingface import from_hf, read_config, read_json, to_hf
+    from tapwater.config.model import ModelConfig, RopeScaling, replace_fields
+    from tapwater.config.presets import preset, preset_names
+    from tapwater.config.run import EngineConfig, RunConfig, ServerConfig, load_run
 
 __all__ = [
     "EngineConfig",
@@ -20,3 +24,26 @@ __all__ = [
     "replace_fields",
     "to_hf",
 ]
+
+# Each file is read when one of its names is first asked for (PEP 562): to start a verb, all of them take too long.
+_FILE_OF = {
+    "EngineConfig": "run",
+    "ModelConfig": "model",
+    "RopeScaling": "model",
+    "RunConfig": "run",
+    "ServerConfig": "run",
+    "from_hf": "huggingface",
+    "load_run": "run",
+    "preset": "presets",
+    "preset_names": "presets",
+    "read_config": "huggingface",
+    "read_json": "huggingface",
+    "replace_fields": "model",
+    "to_hf": "huggingface",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)

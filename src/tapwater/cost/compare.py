@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from tapwater.config.parse import nearest
 from tapwater.cost.inputs import check_text
@@ -190,4 +190,4 @@ def _blend(amounts: Amounts) -> Decimal:
 
 
 def _table() -> dict:
-    return tomllib.loads((files("tapwater.cost") / "prices.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_name("prices.toml").read_text(encoding="utf-8"))

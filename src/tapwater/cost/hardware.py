@@ -12,45 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tapwater.config.parse import from_mapping, nearest
-from tapwater.cost.kernels import KernelRates
-from tapwater.cost.plausible import check_origin, check_units
+from tapwater.cost.figure import Figure, Rent
+from tapwater.cost.kernel_rates import KernelRates
+from tapwater.cost.plausible import check_units
 from tapwater.errors import ConfigError
 
 PRECISIONS = ("fp32", "bf16", "fp8", "int8")
 NAME = r"[a-z0-9][a-z0-9.-]*"
 NAME_RULE = "a machine is named in lower-case letters, digits, dots and dashes"
 _CATALOGUE = Path(__file__).with_name("hardware.toml")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number in the unit its field names, from `source` as of `date` (ISO year, month or day)."""
-
-    value: float
-    source: str
-    date: str
-
-    def __post_init__(self) -> None:
-        if not 0 < self.value < float("inf"):
-            raise ConfigError(f"value must be a positive number, got {self.value}; what is not known is left out")
-        check_origin(self.source, self.date)
-
-
-@dataclass(frozen=True)
-class Rent:
-    """What an hour of a whole node costs."""
-
-    amount: Decimal
-    source: str
-    date: str
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.amount < 10_000:
-            raise ConfigError(
-                f"amount {self.amount} is no plausible rent of a node in US dollars an hour; "
-                "0 for a machine of your own"
-            )
-        check_origin(self.source, self.date)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from typing import Literal
 
-from tapwater.cost.hardware import Rent
+from tapwater.cost.figure import Rent
 from tapwater.cost.money import check_decimal
 from tapwater.errors import ConfigError
 

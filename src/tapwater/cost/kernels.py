@@ -1,43 +1,11 @@
 """How long a step takes on tapwater's CPU kernels, from rates measured on that machine."""
 
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from tapwater.config import ModelConfig
 from tapwater.cost.formats import Formats, known
+from tapwater.cost.kernel_rates import KernelRates
 from tapwater.cost.work import Attention, Work
-from tapwater.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class KernelRates:
-    """Seconds, as `tapwater hardware measure` took them with `threads` threads.
-
-    `weight_s[format][i]` is for one weight, read from memory and multiplied with `rows[i]` rows. Attention of generated
-    tokens costs `grouped_s[cache][i]` or, absorbed, `absorbed_s[cache][i]` for each cached number that `heads[i]` query
-    heads share, and `attend_s` a request and layer; that of prompts `prompt_mac_s[form]` for each multiplication. What
-    none of these explains: `row_s` for each number of a hidden state in a layer, `layer_s`, `expert_s` for an expert
-    that is touched, `logit_s`, and the engine's `step_s` and `request_s`. `drift`: by what share rounds differed.
-    """
-
-    instruction_set: str
-    threads: int
-    rows: tuple[int, ...]
-    weight_s: Mapping[str, tuple[float, ...]]
-    heads: tuple[int, ...]
-    grouped_s: Mapping[str, tuple[float, ...]]
-    absorbed_s: Mapping[str, tuple[float, ...]]
-    attend_s: float
-    prompt_mac_s: Mapping[str, float]
-    row_s: float
-    layer_s: float
-    expert_s: float
-    logit_s: float
-    step_s: float
-    request_s: float
-    max_context: int
-    drift: float = 0.0
 
 
 def kernel_seconds(rates: KernelRates, config: ModelConfig, work: Work, formats: Formats) -> dict[str, float]:
@@ -90,12 +58,3 @@ def outside(rates: KernelRates, rows: float, context: float, weights_bytes: floa
     if weights_bytes < 32e6:
         reasons.append("weights that fit a processor's caches, measured from memory")
     return reasons
-
-
-def check_rates(rates: KernelRates) -> None:
-    """ConfigError unless every table has a positive time for every row measured."""
-    if not rates.rows or list(rates.rows) != sorted(set(rates.rows)):
-        raise ConfigError("kernels: rows must rise")
-    for format, times in rates.weight_s.items():
-        if len(times) != len(rates.rows):
-            raise ConfigError(f"kernels: weight_s.{format} has {len(times)} times for {len(rates.rows)} rows")

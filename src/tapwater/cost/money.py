@@ -1,6 +1,7 @@
 """Exact money: decimals written as strings, nothing read through a float, JSON and TOML read strictly."""
 
 import dataclasses
+import functools
 import json
 import re
 import types
@@ -13,6 +14,7 @@ from tapwater.config.parse import from_mapping
 from tapwater.errors import ConfigError
 
 T = TypeVar("T")
+_hints = functools.cache(get_type_hints)  # a file may hold hundreds of tables of one class
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
 
@@ -89,7 +91,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     """`from_mapping` that also reads decimals, dates and times from their strings."""
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a table of fields, got {_shown(mapping)}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     decoded = {
         key: _decode(hints[key], value, f"{where}: {key}") if key in hints else value for key, value in mapping.items()
     }

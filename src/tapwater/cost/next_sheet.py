@@ -7,7 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor
 
-from tapwater.cost.hardware import Rent
+from tapwater.cost.figure import Rent
 from tapwater.cost.inputs import Basis, Rates
 from tapwater.cost.price import STANDARD, PriceSheet, Usage, pico_amount
 from tapwater.cost.reconcile import Reconciliation, nominal_s

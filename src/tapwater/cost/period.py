@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import TYPE_CHECKING
 
 from tapwater.config.parse import nearest
 from tapwater.cost.money import check_decimal
 from tapwater.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MINUTES_OF_DAY = 24 * 60
@@ -43,8 +46,8 @@ class Period:
             if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", time):
                 raise ConfigError(f"period {self.name}: {time!r} is not a time from 00:00 to 23:59")
         try:
-            ZoneInfo(self.zone)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
+            _ = self._clock
+        except (KeyError, ValueError, OSError):  # zoneinfo's own error is a KeyError
             raise ConfigError(
                 f"period {self.name}: no time zone {self.zone!r}, such as UTC or Asia/Shanghai "
                 "(where the system has no zones, `pip install tzdata`)"
@@ -68,7 +71,9 @@ class Period:
         )
 
     @cached_property
-    def _clock(self) -> ZoneInfo:
+    def _clock(self) -> "ZoneInfo":
+        from zoneinfo import ZoneInfo  # most sheets have no periods
+
         return ZoneInfo(self.zone)
 
 

@@ -4,7 +4,6 @@ Nobody types a price in. A `PriceSheet` holds what was measured and paid for; co
 exact fractions, and a price is rounded once: up to a whole pico-unit a token. Charging is integer arithmetic.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from functools import cached_property
 from math import ceil
 from typing import Any, Literal
 
-from tapwater.cost.hardware import Rent
+from tapwater.cost.figure import Rent
 from tapwater.cost.inputs import Basis, Energy, Exchange, Rates, check_text, hourly_cost
 from tapwater.cost.money import check_decimal, check_zone, dump
 from tapwater.cost.period import Period, check_periods
@@ -138,6 +137,8 @@ class PriceSheet:
     @cached_property
     def version(self) -> str:
         """Twelve hexadecimal digits of the content's SHA-256: the same inputs give the same version."""
+        import hashlib  # loads OpenSSL, which only a version needs
+
         text = json.dumps(self.content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
