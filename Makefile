@@ -50,11 +50,11 @@ clean:
 	touch $@
 
 .venv/serve.stamp: .venv/torch.stamp pyproject.toml $(SOURCES)
-	$(BIN)/python -m pip install -q -e '.[serve]'
+	$(BIN)/python -m pip install -q -e '.[serve,report]'
 	$(BIN)/python -m compileall -q src
 	touch $@
 
 .venv/dev.stamp: .venv/torch.stamp pyproject.toml $(SOURCES)
-	$(BIN)/python -m pip install -q -e '.[serve,dev]'
+	$(BIN)/python -m pip install -q -e '.[serve,report,dev]'
 	$(BIN)/python -m compileall -q src
 	touch $@ .venv/serve.stamp

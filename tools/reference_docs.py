@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tapwater.checkpoint
 import tapwater.config
 import tapwater.cost
+import tapwater.cost.planning
 import tapwater.cost.pricing
 import tapwater.engine
 import tapwater.llm
@@ -32,6 +33,7 @@ PYTHON_ROOMS = (
     tapwater.llm,
     tapwater.config,
     tapwater.cost,
+    tapwater.cost.planning,
     tapwater.cost.pricing,
     tapwater.text,
     tapwater.ops,

@@ -78,10 +78,28 @@ def test_cached_tokens_make_a_prompt_quicker(prompt: int, share: float) -> None:
 
 def test_v3_in_the_units_deepseek_runs() -> None:
     """EP32 and EP144 with redundant experts; what DeepSeek measured is in docs/concepts/cost.md beside these."""
-    prompts = prefill(Serving(V3, H800, Formats("fp8", "bfloat16"), Layout(dp=32, ep=32), 16384), 4096)
-    assert 0.6 * 128e3 < prompts.tokens_per_s / 4 < 1.35 * 128e3  # profile-data: 16K tokens/s a device
+    prompts = prefill(Serving(V3, H800, Formats("fp8", "bfloat16"), Layout(dp=32, ep=32), 8192), 4383, 2467)
+    assert prompts.low < 4 * 73_700 * (4383 - 2467) / 4383 < prompts.high  # the mean of a day
     answers = decode(Serving(V3, H800, Formats("fp8", "bfloat16"), Layout(dp=144, ep=144)), 144 * 87, 4989)
     assert answers.low < 18 * 14_800 < answers.high  # the mean of a day
+
+
+def test_fewer_requests_than_devices_leave_devices_idle() -> None:
+    serving = Serving(V3, H800, Formats("fp8", "bfloat16"), Layout(dp=36, ep=36, pp=4))
+    one, full = decode(serving, 1, 1000), decode(serving, 36 * 4, 1000)
+    assert one.parts["attention"] == full.parts["attention"]
+    assert one.step_s <= full.step_s
+    assert one.tokens_per_s == pytest.approx(1 / one.step_s)
+    # a single token cannot hide its own way to experts
+    assert (
+        decode(serving, 4 * 36 * 2, 1000).parts["waiting for experts' tokens"]
+        < one.parts["waiting for experts' tokens"]
+    )
+
+
+def test_compressions_of_latent_attention_are_not_split() -> None:
+    tp1, tp8 = (decode(Serving(V2, H800, FP8, Layout(tp=tp, ep=tp)), 1, 1).parts["attention"] for tp in (1, 8))
+    assert tp1 / 8 < tp8 < tp1
 
 
 def test_devices_that_cannot_talk_are_refused() -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tapwater.cli.common import DEFAULT_MODEL, locate_config, progress_bar
-from tapwater.config import ModelConfig, preset, preset_names, read_config
-from tapwater.config.parse import nearest
+from tapwater.cli.common import DEFAULT_MODEL, progress_bar
+from tapwater.cli.models import model_config
+from tapwater.config import ModelConfig
 from tapwater.cost import flops_per_token, grouped_kv_elements, parameters, training_flops_per_token
 from tapwater.cost.formats import CACHE_FORMATS, cache_bytes_per_token
 from tapwater.errors import ConfigError
@@ -46,7 +46,7 @@ def inspect(
         Of a packed directory, read all weights and compare their checksums; damage ends in an error.
     """
     num_verified = _verify(model) if verify else None
-    config = _config(model)
+    config = model_config(model)
     if context is not None and not 1 <= context <= config.max_position_embeddings:
         raise ConfigError(
             f"--context must be between 1 and the model's {config.max_position_embeddings}, got {context}"
@@ -121,22 +121,6 @@ def _verify(model: str) -> int:
     with progress_bar(f"Verifying {packed.path.name}", DownloadColumn(), TimeRemainingColumn()) as progress:
         packed.verify(progress)
     return len(packed.manifest.arrays)
-
-
-def _config(model: str) -> ModelConfig:
-    if model in preset_names():
-        return preset(model)
-    path = Path(model)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.name.endswith(".json"):
-        return read_config(path)
-    if "/" not in model and not path.exists() and model != DEFAULT_MODEL:
-        known = [*preset_names(), DEFAULT_MODEL]
-        raise ConfigError(
-            f"no model, file or preset {model!r}{nearest(model.lower(), known)}; known: {', '.join(known)}"
-        )
-    return locate_config(model)
 
 
 def _attention(config: ModelConfig) -> str:

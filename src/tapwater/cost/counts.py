@@ -4,6 +4,7 @@ A multi-token-prediction layer is counted apart: published totals leave it out.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tapwater.config import ModelConfig
 
@@ -49,9 +50,10 @@ class Flops:
         return self.matmul + self.attention
 
 
+@lru_cache(maxsize=64)
 def parameters(config: ModelConfig) -> Parameters:
     """Exact number of weights, by part and by the conventions of what one token activates."""
-    moe_layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    moe_layers = num_moe_layers(config)
     embedding = config.vocab_size * config.hidden_size
     attention = config.num_hidden_layers * _attention(config)
     norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
@@ -79,6 +81,13 @@ def parameters(config: ModelConfig) -> Parameters:
     )
 
 
+@lru_cache(maxsize=64)
+def num_moe_layers(config: ModelConfig) -> int:
+    """Layers with routed experts."""
+    return sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+
+
+@lru_cache(maxsize=4096)
 def layer_parameters(config: ModelConfig, layer: int) -> LayerParameters:
     """The weights of one layer, which add up with embeddings and the last norm to `parameters(config).total`."""
     attention, common = _attention(config), 0

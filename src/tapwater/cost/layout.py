@@ -1,8 +1,10 @@
 """How a model is spread over devices."""
 
+import re
 from dataclasses import dataclass
 
 from tapwater.config import ModelConfig
+from tapwater.config.parse import nearest
 from tapwater.errors import ConfigError
 
 
@@ -35,6 +37,25 @@ class Layout:
         return (
             " ".join(f"{name}{size}" for name in ("dp", "tp", "ep", "pp") if (size := getattr(self, name)) > 1) or "1"
         )
+
+
+AXES = ("dp", "tp", "ep", "pp")
+
+
+def parse_layout(text: str) -> Layout:
+    """Read "dp8 ep8 pp2"; axes left out are 1, and "1" is one device. ConfigError names the axis that is wrong."""
+    sizes: dict[str, int] = {}
+    for word in [] if text.strip() == "1" else text.split() or [text]:
+        found = re.fullmatch(r"([a-z]*)([0-9]{0,6})", word)
+        axis, size = found.groups() if found else (word, "")
+        if axis not in AXES:
+            raise ConfigError(f"layout {text!r}: no axis {axis!r}{nearest(axis, list(AXES))}; known: {', '.join(AXES)}")
+        if not size:
+            raise ConfigError(f"layout {text!r}: {axis} has no size; write {axis}8")
+        if axis in sizes:
+            raise ConfigError(f"layout {text!r}: {axis} is there twice")
+        sizes[axis] = int(size)
+    return Layout(**sizes)
 
 
 def check_layout(layout: Layout, config: ModelConfig) -> None:

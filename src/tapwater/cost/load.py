@@ -1,11 +1,14 @@
 """What requests wait at a load: time to first token, time per output token, and the most there can be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from tapwater.cost.throughput import Estimate, Serving, decode, prefill
 from tapwater.errors import ConfigError
 
-STEPS_TO_SETTLE = 60  # each halves what is left of the interval
+TOLERANCE = 1e-6  # of the batch that forms; a settled point is exact to that share
+MOST_TRIES = 100  # far more than a step that grows with its batch needs
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Traffic:
         return min(int(self.hit_share * self.prompt_tokens), self.prompt_tokens - 1)
 
     @property
+    def new_tokens(self) -> int:
+        """Tokens of a prompt that are computed."""
+        return self.prompt_tokens - self.hit_tokens
+
+    @property
     def context(self) -> float:
         """Cached tokens of a request half way through its answer."""
         return self.prompt_tokens + self.output_tokens / 2
@@ -46,45 +54,70 @@ class Point:
     decode: Estimate
 
 
-def capacity(serving: Serving, traffic: Traffic, batch: float) -> float:
-    """Requests per second when nothing idles and `batch` requests generate: prompts and answers share the time."""
-    started, generated = _prompt(serving, traffic), decode(serving, batch, traffic.context)
-    return 1 / (_prompt_s(started, traffic) + traffic.output_tokens / generated.tokens_per_s)
+@dataclass(frozen=True)
+class Unit:
+    """Devices that serve one kind of traffic, prompts and answers on the same ones."""
+
+    serving: Serving
+    traffic: Traffic
+
+    @cached_property
+    def started(self) -> Estimate:
+        return prefill(self.serving, self.traffic.prompt_tokens, self.traffic.hit_tokens)
+
+    @property
+    def prompt_s(self) -> float:
+        """Seconds of all devices that one prompt takes."""
+        return self.traffic.new_tokens / self.started.tokens_per_s
+
+    def generated(self, batch: float) -> Estimate:
+        return decode(self.serving, batch, self.traffic.context)
+
+    def capacity(self, batch: float) -> float:
+        """Requests per second when nothing idles and `batch` requests generate: prompts and answers share the time."""
+        return 1 / (self.prompt_s + self.traffic.output_tokens / self.generated(batch).tokens_per_s)
+
+    def at_load(self, requests_per_s: float, largest_batch: float) -> Point:
+        """The batch that forms, and what a request waits; prompts arrive at random (M/D/1) and are computed in chunks
+        beside the running answers, as the engine's scheduler does.
+
+        ConfigError for a load that does not settle below `largest_batch`, naming the most that does.
+        """
+        most = self.capacity(largest_batch)
+        if not 0 < requests_per_s < most:
+            layout = self.serving.layout
+            raise ConfigError(f"{requests_per_s:.3g} requests/s: layout {layout} carries up to {most:.3g}")
+        busy = requests_per_s * self.prompt_s
+        waiting_tokens = requests_per_s * self.traffic.output_tokens / (1 - busy)
+        # Little's law, with a step as long as it is at that batch
+        batch = settle(lambda batch: waiting_tokens * self.generated(batch).step_s, largest_batch)
+        generated = self.generated(batch)
+        chunks = -(-self.traffic.new_tokens // self.serving.chunk_tokens)
+        service = self.started.step_s + chunks * generated.step_s
+        waiting = busy * service / (2 * (1 - busy))
+        return Point(requests_per_s, batch, waiting + service, generated.step_s / (1 - busy), self.started, generated)
 
 
-def at_load(serving: Serving, traffic: Traffic, requests_per_s: float, largest_batch: float) -> Point:
-    """The batch that forms, and what a request waits; prompts arrive at random (M/D/1) and are computed in chunks
-    beside the running answers, as the engine's scheduler does.
+def settle(formed: Callable[[float], float], largest: float) -> float:
+    """The batch from 1 to `largest` that equals what forms at it, 1 if less than one does.
 
-    ConfigError for a load that does not settle below `largest_batch`, naming the most that does.
+    Regula falsi, Illinois' variant. `formed` must not fall, nor grow faster than in proportion: then there is one.
     """
-    started = _prompt(serving, traffic)
-    busy = requests_per_s * _prompt_s(started, traffic)
-    most = capacity(serving, traffic, largest_batch)
-    if requests_per_s >= most:
-        raise ConfigError(f"{requests_per_s:.3g} requests/s are more than the {most:.3g} that {serving.layout} carries")
-
-    def formed(batch: float) -> float:
-        """By Little's law, with a step as long as it is at `batch`."""
-        return requests_per_s * traffic.output_tokens * decode(serving, batch, traffic.context).step_s / (1 - busy)
-
-    low, high = 0.0, largest_batch
-    for _ in range(STEPS_TO_SETTLE):
-        middle = (low + high) / 2
-        low, high = (middle, high) if formed(middle) > middle else (low, middle)
-    batch = max(high, 1.0)
-    generated = decode(serving, batch, traffic.context)
-    chunks = -(-(traffic.prompt_tokens - traffic.hit_tokens) // serving.chunk_tokens)
-    service = started.step_s + chunks * generated.step_s
-    share = min(busy, 0.999999)
-    waiting = share * service / (2 * (1 - share))
-    return Point(requests_per_s, batch, waiting + service, generated.step_s / (1 - busy), started, generated)
-
-
-def _prompt(serving: Serving, traffic: Traffic) -> Estimate:
-    return prefill(serving, traffic.prompt_tokens, traffic.hit_tokens)
-
-
-def _prompt_s(started: Estimate, traffic: Traffic) -> float:
-    """Seconds of all devices that one prompt takes."""
-    return (traffic.prompt_tokens - traffic.hit_tokens) / started.tokens_per_s
+    low, low_gap = 1.0, 1 - formed(1.0)
+    high, high_gap = largest, largest - formed(largest)
+    if low_gap >= 0:
+        return low
+    moved = ""
+    for _ in range(MOST_TRIES):
+        if high_gap <= 0 or high - low <= TOLERANCE * low:
+            break
+        middle = (low * high_gap - high * low_gap) / (high_gap - low_gap)
+        gap = middle - formed(middle)
+        if abs(gap) <= TOLERANCE * middle:
+            return middle
+        if gap > 0:
+            high, high_gap, low_gap = middle, gap, low_gap / (2 if moved == "high" else 1)
+        else:
+            low, low_gap, high_gap = middle, gap, high_gap / (2 if moved == "low" else 1)
+        moved = "high" if gap > 0 else "low"
+    return high

@@ -1,21 +1,22 @@
 """The cheapest way to serve a model on a machine: layout and batch within memory and latency limits."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from math import ceil
 
 from tapwater.config import ModelConfig
+from tapwater.cost.candidates import chunk_tokens, layouts
 from tapwater.cost.formats import Formats
-from tapwater.cost.hardware import Machine
-from tapwater.cost.layout import Layout, check_layout
-from tapwater.cost.load import Point, Traffic, at_load, capacity
+from tapwater.cost.hardware import Machine, Rent
+from tapwater.cost.layout import Layout
+from tapwater.cost.load import Point, Traffic, Unit
 from tapwater.cost.memory import Memory, largest_batch, serving_memory
-from tapwater.cost.throughput import Serving, prefill
+from tapwater.cost.throughput import Estimate, Serving, prefill
 from tapwater.errors import ConfigError
 
-CPU_CHUNK, GPU_CHUNK = 512, 8192  # prompt tokens computed at once: the engine's default, and what fills an accelerator
 SECONDS_PER_HOUR = 3600
 MILLION = 10**6
+STEP = 1.001  # how closely the largest batch within the limits is looked for
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,19 @@ class Limits:
             if limit is not None and not 1e-6 < limit < 1e6:
                 raise ConfigError(f"{name} must be a positive number of seconds, got {limit}")
         if not 1 <= self.max_nodes <= 10**5:
-            raise ConfigError(f"max_nodes must be at least 1, got {self.max_nodes}")
+            raise ConfigError(f"max_nodes must be from 1 to 100,000, got {self.max_nodes}")
         if not 0 < self.utilisation < 1:
             raise ConfigError(f"utilisation is a share between 0 and 1, got {self.utilisation}: 70% is 0.7")
+
+    def excess(self, point: Point) -> float:
+        """How many times over the limits a point is; up to 1 it keeps to them."""
+        pairs = ((point.ttft_s, self.ttft_s), (point.tpot_s, self.tpot_s))
+        return max((time / limit for time, limit in pairs if limit is not None), default=0.0)
 
 
 @dataclass(frozen=True)
 class TokenCost:
-    """What a million tokens cost at the plan's utilisation, without margin; Decimal, in US dollars."""
+    """What a million tokens cost, without margin; Decimal, in US dollars."""
 
     input_miss_usd: Decimal
     input_hit_usd: Decimal
@@ -48,15 +54,32 @@ class TokenCost:
 
 
 @dataclass(frozen=True)
+class BusySeconds:
+    """Seconds of a whole unit that a token takes while nothing idles; the planned traffic takes exactly all of them."""
+
+    input_miss_s: float
+    input_hit_s: float
+    output_s: float
+
+
+@dataclass(frozen=True)
 class Plan:
-    """One unit: the devices that hold the model once or more, at the load they are planned for."""
+    """One unit: the devices that hold the model once or more, at the load they are planned for.
+
+    `batch_limit` requests generate at most; `full` is decoding then, `point` what forms at the planned load. `nodes` is
+    the part of a node that a small unit takes, or how many a large one does; `usd_per_hour` is for that.
+    """
 
     serving: Serving
     traffic: Traffic
+    limits: Limits
     nodes: float
+    batch_limit: float
+    full: Estimate
     point: Point
     largest_batch: int
     memory: Memory
+    busy: BusySeconds
     usd_per_hour: Decimal | None
     cost: TokenCost | None
 
@@ -66,124 +89,154 @@ class Plan:
 
     @property
     def input_tokens_per_s(self) -> float:
+        """Cache hits included."""
         return self.point.requests_per_s * self.traffic.prompt_tokens
+
+    def units(self, requests_per_s: float) -> int:
+        """How many such units carry a demanded load."""
+        if not 0 < requests_per_s < 1e12:
+            raise ConfigError(f"requests_per_s must be a positive number, got {requests_per_s}")
+        return ceil(requests_per_s / self.point.requests_per_s)
+
+
+class RefusedError(ConfigError):
+    """A layout that does not work; `excess` says how many times over what is allowed it is."""
+
+    def __init__(self, reason: str, excess: float) -> None:
+        super().__init__(reason)
+        self.excess = excess
 
 
 def plan(config: ModelConfig, machine: Machine, formats: Formats, traffic: Traffic, limits: Limits) -> Plan:
-    """The layout with the most requests per device of all that keep to the limits.
+    """The layout with the most requests per node of all that keep to the limits.
 
     ConfigError when none does, saying what was nearest: memory, or the limit that cannot be kept.
     """
-    best: Plan | None = None
-    refused: list[str] = []
+    candidates: list[tuple[float, Unit, int]] = []
+    refused: list[tuple[float, str]] = []
     for layout in layouts(config, machine, limits.max_nodes):
         try:
-            found = plan_layout(config, machine, formats, layout, traffic, limits)
+            unit, room = _unit(config, machine, formats, layout, traffic)
+            candidates.append((limits.utilisation * unit.capacity(room) / node_share(layout, machine), unit, room))
         except ConfigError as error:
-            refused.append(f"{layout}: {error}")
+            refused.append((_excess(error), f"{layout}: {error}"))
+    best: tuple[float, Unit, float, Point] | None = None
+    for bound, unit, room in sorted(candidates, key=lambda each: each[0], reverse=True):
+        if best is not None and bound <= best[0]:
+            break  # limits only take away: no later layout gets past its own bound
+        share = node_share(unit.serving.layout, machine)
+        if best is not None and limits.excess(unit.at_load(best[0] * share, room)) > 1:
+            continue  # at the best one's load it already waits too long, at more it waits longer
+        try:
+            batch, point = _within(unit, limits, room)
+        except ConfigError as error:
+            refused.append((_excess(error), f"{unit.serving.layout}: {error}"))
             continue
-        if best is None or _per_device(found) > _per_device(best):
-            best = found
+        rate = point.requests_per_s / share
+        if best is None or rate > best[0]:
+            best = rate, unit, batch, point
     if best is None:
-        raise ConfigError(f"no layout on {limits.max_nodes} x {machine.name} works; the last tried, {refused[-1]}")
-    return best
+        raise ConfigError(f"no layout on up to {limits.max_nodes} x {machine.name} works; nearest, {min(refused)[1]}")
+    return _planned(best[1], limits, best[2], best[3])
 
 
 def plan_layout(
     config: ModelConfig, machine: Machine, formats: Formats, layout: Layout, traffic: Traffic, limits: Limits
 ) -> Plan:
     """The largest batch of one layout that keeps to the limits; ConfigError when none does."""
-    serving = Serving(config, machine, formats, layout, CPU_CHUNK if machine.kernels is not None else GPU_CHUNK)
+    unit, room = _unit(config, machine, formats, layout, traffic)
+    return _planned(unit, limits, *_within(unit, limits, room))
+
+
+def node_share(layout: Layout, machine: Machine) -> float:
+    """Nodes that a unit takes; of small units as many as fit share one."""
+    if layout.devices > machine.devices:
+        return -(-layout.devices // machine.devices)
+    return 1 / (machine.devices // layout.devices)
+
+
+def rent_of(rent: Rent, nodes: float) -> Decimal:
+    """What an hour of so many nodes costs; a part of a node is one of equal ones, so that money divides exactly."""
+    return rent.amount * round(nodes) if nodes >= 1 else rent.amount / round(1 / nodes)
+
+
+def busy_seconds(unit: Unit, full: Estimate) -> BusySeconds:
+    """What tokens take: a hit, what attending to it adds to a prompt; where traffic has no hits, as if half were."""
+    serving, traffic = unit.serving, unit.traffic
+    hits = traffic.hit_tokens or traffic.prompt_tokens // 2
+    new = traffic.prompt_tokens - hits
+    miss_s = 1 / prefill(serving, traffic.new_tokens).tokens_per_s
+    hit_s = 0.0
+    if hits:
+        without, among = prefill(serving, new), prefill(serving, traffic.prompt_tokens, hits)
+        hit_s = max(0.0, new / among.tokens_per_s - new / without.tokens_per_s) / hits
+    return BusySeconds(miss_s, hit_s, 1 / full.tokens_per_s)
+
+
+def token_cost(busy: BusySeconds, usd_per_hour: Decimal, utilisation: float) -> TokenCost:
+    """An hour's rent shared out by the time tokens take; idle time is paid by those who use the rest."""
+    second = usd_per_hour / SECONDS_PER_HOUR / decimal(utilisation) * MILLION
+    return TokenCost(*(second * decimal(each) for each in (busy.input_miss_s, busy.input_hit_s, busy.output_s)))
+
+
+def decimal(number: float) -> Decimal:
+    """Seconds and rates enter money here, to twelve digits; from then on all is exact."""
+    return Decimal(f"{number:.12g}")
+
+
+def _unit(
+    config: ModelConfig, machine: Machine, formats: Formats, layout: Layout, traffic: Traffic
+) -> tuple[Unit, int]:
+    """With the most requests it holds at full length; RefusedError when it holds none."""
+    serving = Serving(config, machine, formats, layout, chunk_tokens(machine))
     longest = traffic.prompt_tokens + traffic.output_tokens
     room = largest_batch(config, machine, layout, context=longest, formats=formats)
     if room < 1:
         needed = serving_memory(config, machine, layout, requests=layout.dp, context=longest, formats=formats)
-        raise ConfigError(
+        raise RefusedError(
             f"a device would hold {needed.total_bytes / 1e9:.1f} GB for one request of {longest:,} tokens a replica, "
-            f"of {needed.usable_bytes / 1e9:.1f} GB that are usable"
+            f"of {needed.usable_bytes / 1e9:.1f} GB that are usable",
+            1e6 * needed.total_bytes / needed.usable_bytes,  # whatever fits is nearer
         )
-    point = _loaded(serving, traffic, limits, room)
-    if not _keeps(point, limits):
-        point = _smaller(serving, traffic, limits, room)
-    memory = serving_memory(config, machine, layout, requests=room, context=longest, formats=formats)
-    nodes = max(1, -(-layout.devices // machine.devices)) if layout.devices > machine.devices else 1
-    rent = None if machine.usd_per_hour is None else machine.usd_per_hour.amount * nodes
-    cost = None if rent is None else token_cost(serving, traffic, point, rent, limits.utilisation)
-    return Plan(serving, traffic, nodes, point, room, memory, rent, cost)
+    return Unit(serving, traffic), room
 
 
-def token_cost(serving: Serving, traffic: Traffic, point: Point, rent: Decimal, utilisation: float) -> TokenCost:
-    """An hour's rent shared out by the time tokens take; a hit costs what attending to it adds to a prompt."""
-    second = rent / SECONDS_PER_HOUR / _decimal(utilisation)
-    hit_s = 0.0
-    hits = traffic.hit_tokens or traffic.prompt_tokens // 2
-    if hits:
-        new = traffic.prompt_tokens - hits
-        with_hits, without = prefill(serving, traffic.prompt_tokens, hits), prefill(serving, new)
-        hit_s = max(0.0, new / with_hits.tokens_per_s - new / without.tokens_per_s) / hits
-    return TokenCost(
-        second * MILLION / _decimal(prefill(serving, traffic.prompt_tokens).tokens_per_s),
-        second * MILLION * _decimal(hit_s),
-        second * MILLION / _decimal(point.decode.tokens_per_s),
-    )
+def _within(unit: Unit, limits: Limits, room: int) -> tuple[float, Point]:
+    """The largest batch up to `room` that keeps to the limits when it is loaded as planned, and its point."""
 
+    def loaded(batch: float) -> Point:
+        return unit.at_load(limits.utilisation * unit.capacity(batch), batch)
 
-def layouts(config: ModelConfig, machine: Machine, max_nodes: int) -> Iterator[Layout]:
-    """Layouts worth trying: powers of two of a node's devices, whole nodes beyond; experts over all of a stage."""
-    if machine.kernels is not None:
-        yield Layout()
-        return
-    for devices in _device_counts(machine.devices, max_nodes):
-        for pp in (1, 2, 4, 8, 16):
-            for tp in (1, 2, 4, 8):
-                if devices % (pp * tp) or tp > machine.devices:
-                    continue
-                ep = devices // pp if config.is_moe else 1
-                layout = Layout(dp=devices // (pp * tp), tp=tp, ep=ep, pp=pp)
-                try:
-                    check_layout(layout, config)
-                except ConfigError:  # of the candidates only, never of what a user asked for
-                    continue
-                yield layout
-
-
-def _device_counts(devices: int, max_nodes: int) -> list[int]:
-    within = [2**power for power in range(devices.bit_length()) if 2**power < devices]
-    nodes = [node for node in (1, 2, 4, 8, 16, 18, 32, 40) if node < max_nodes] + [max_nodes]
-    return within + [node * devices for node in nodes]
-
-
-def _loaded(serving: Serving, traffic: Traffic, limits: Limits, batch: float) -> Point:
-    return at_load(serving, traffic, limits.utilisation * capacity(serving, traffic, batch), batch)
-
-
-def _smaller(serving: Serving, traffic: Traffic, limits: Limits, room: float) -> Point:
-    """The most loaded point within the limits below the batch that memory allows."""
     low, high = 1.0, float(room)
-    best = _loaded(serving, traffic, limits, low)
-    if not _keeps(best, limits):
+    point = loaded(high)
+    if limits.excess(point) <= 1:
+        return high, point
+    best = loaded(low)
+    if limits.excess(best) > 1:
         shown = f"ttft {best.ttft_s:.3g} s and tpot {best.tpot_s:.3g} s"
-        raise ConfigError(f"even one request at a time has {shown}: over the limits")
-    while high / low > 1.02:
+        raise RefusedError(f"even one request at a time has {shown}: over the limits", limits.excess(best))
+    while high / low > STEP:
         middle = (low * high) ** 0.5
-        point = _loaded(serving, traffic, limits, middle)
-        if _keeps(point, limits):
+        point = loaded(middle)
+        if limits.excess(point) <= 1:
             low, best = middle, point
         else:
             high = middle
-    return best
+    return low, best
 
 
-def _keeps(point: Point, limits: Limits) -> bool:
-    return (limits.ttft_s is None or point.ttft_s <= limits.ttft_s) and (
-        limits.tpot_s is None or point.tpot_s <= limits.tpot_s
-    )
+def _planned(unit: Unit, limits: Limits, batch: float, point: Point) -> Plan:
+    serving, traffic = unit.serving, unit.traffic
+    config, machine, layout, formats = serving.config, serving.machine, serving.layout, serving.formats
+    longest = traffic.prompt_tokens + traffic.output_tokens
+    room = largest_batch(config, machine, layout, context=longest, formats=formats)
+    memory = serving_memory(config, machine, layout, requests=ceil(batch), context=longest, formats=formats)
+    nodes, full = node_share(layout, machine), unit.generated(batch)
+    busy = busy_seconds(unit, full)
+    rent = None if machine.usd_per_hour is None else rent_of(machine.usd_per_hour, nodes)
+    cost = None if rent is None else token_cost(busy, rent, limits.utilisation)
+    return Plan(serving, traffic, limits, nodes, batch, full, point, room, memory, busy, rent, cost)
 
 
-def _per_device(found: Plan) -> float:
-    return found.point.requests_per_s / found.serving.layout.devices
-
-
-def _decimal(number: float) -> Decimal:
-    """Seconds and rates enter money here, to twelve digits; from then on all is exact."""
-    return Decimal(f"{number:.12g}")
+def _excess(error: ConfigError) -> float:
+    return error.excess if isinstance(error, RefusedError) else float("inf")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from tapwater.config import ModelConfig
 from tapwater.cost.collectives import COMBINE_BYTES, all_reduce_s, link_rate, network_rate
+from tapwater.cost.counts import num_moe_layers
 from tapwater.cost.formats import WEIGHT_PRECISION, Formats, cache_bytes_per_token, weight_bytes
 from tapwater.cost.hardware import Figure, Machine
 from tapwater.cost.layout import Layout
@@ -29,7 +30,8 @@ class Part:
 def device_work(local: Work, group: Work, layout: Layout) -> Work:
     """One device's share of all layers: `local` is a step of the requests its copy of attention serves, `group` of all
     requests whose tokens reach its experts."""
-    products = [replace(each, weights=each.weights / layout.tp) for each in local.products if each.part != "routed"]
+    split = [each if each.is_copied else replace(each, weights=each.weights / layout.tp) for each in local.products]
+    products = [each for each in split if each.part != "routed"]
     products += [replace(each, count=each.count / layout.ep) for each in group.products if each.part == "routed"]
     attention = replace(local.attention, macs=local.attention.macs / layout.tp)
     return replace(local, products=tuple(products), attention=attention, touched=group.touched / layout.ep)
@@ -52,8 +54,7 @@ def communication_s(machine: Machine, config: ModelConfig, rows: float, layout: 
     sums = 2 * config.num_hidden_layers * all_reduce_s(machine, layout.tp, state_bytes)
     if layout.ep == 1:
         return sums, 0.0
-    layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
-    number = rows / layout.tp * layers * config.hidden_size * (DISPATCH_BYTES + COMBINE_BYTES)
+    number = rows / layout.tp * num_moe_layers(config) * config.hidden_size * (DISPATCH_BYTES + COMBINE_BYTES)
     nodes = max(1, -(-layout.ep // machine.devices))
     inside = groups_touched(config, layout.ep) * (layout.ep - 1) / layout.ep
     within = number * min(inside, machine.devices) / link_rate(machine)
@@ -61,6 +62,14 @@ def communication_s(machine: Machine, config: ModelConfig, rows: float, layout: 
         return sums, within
     across = number * groups_touched(config, nodes) * (nodes - 1) / nodes
     return sums, max(within, across / network_rate(machine))
+
+
+def stages_s(machine: Machine, config: ModelConfig, rows: float, layout: Layout) -> float:
+    """Seconds in which hidden states of `rows` tokens go from each pipeline stage to the next."""
+    if layout.pp == 1:
+        return 0.0
+    rate = link_rate(machine) if layout.devices <= machine.devices else network_rate(machine)
+    return (layout.pp - 1) * rows * config.hidden_size * STATE_BYTES / rate
 
 
 def groups_touched(config: ModelConfig, groups: int) -> float:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tapwater.config import ModelConfig
+from tapwater.cost.counts import num_moe_layers
 from tapwater.cost.traffic import expected_experts
 
 Form = Literal["grouped", "absorbed", "expanded"]
@@ -13,13 +14,15 @@ Form = Literal["grouped", "absorbed", "expanded"]
 class Product:
     """`count` matrices of `weights` numbers each (all layers together), every one multiplied with `rows` rows.
 
-    "latent" is MLA's kv_b_proj, a head's share at a time.
+    "latent" is MLA's kv_b_proj, a head's share at a time. `is_copied`: what it gives belongs to all heads, so that each
+    tensor-parallel device computes all of it.
     """
 
     part: Literal["attention", "latent", "dense", "shared", "routed", "head"]
     weights: float
     rows: float
     count: float
+    is_copied: bool = False
 
     @property
     def macs(self) -> float:
@@ -74,7 +77,7 @@ def prefill_work(config: ModelConfig, tokens: float, cached: float = 0.0, reques
 
 def _work(config: ModelConfig, rows: float, sampled: float, projections: list[Product], attention: Attention) -> Work:
     hidden = config.hidden_size
-    moe_layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    moe_layers = num_moe_layers(config)
     dense_layers = config.num_hidden_layers - moe_layers
     products = list(projections)
     if dense_layers:
@@ -103,12 +106,12 @@ def _attention_products(config: ModelConfig, rows: float, positions: float, form
         ]
     mla = config.mla
     query = heads * config.qk_head_dim
-    into = hidden * query
-    if config.q_lora_rank is not None:
-        into = hidden * config.q_lora_rank + config.q_lora_rank * query
+    common = hidden * (mla.kv_lora_rank + mla.qk_rope_head_dim) + hidden * (config.q_lora_rank or 0)
+    into = (config.q_lora_rank or hidden) * query
     per_head = mla.kv_lora_rank * (mla.qk_nope_head_dim + mla.v_head_dim)
     return [
-        Product("attention", into + hidden * (mla.kv_lora_rank + mla.qk_rope_head_dim), rows, layers),
+        Product("attention", common, rows, layers, is_copied=True),
+        Product("attention", into, rows, layers),
         Product("latent", per_head, rows if form == "absorbed" else positions, layers * heads),
         Product("attention", heads * mla.v_head_dim * hidden, rows, layers),
     ]
