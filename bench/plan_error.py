@@ -91,7 +91,7 @@ def _measure(llm: LLM, chance: random.Random) -> dict[str, float]:
 
 
 def _predict(rates: KernelRates, config: ModelConfig, formats: Formats) -> dict[str, float]:
-    here = replace(machine("cpu-2vcpu"), kernels=rates)  # of which the rates alone are used
+    here = replace(machine("xeon-2vcpu"), kernels=rates)  # of which the rates alone are used
     serving = Serving(config, here, formats)
     speeds = {f"prefill {PREFILL}": prefill(serving, PREFILL).tokens_per_s}
     return speeds | {f"decode x{batch}": decode(serving, batch, PROMPT + NEW / 2).tokens_per_s for batch in BATCHES}

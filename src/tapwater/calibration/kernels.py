@@ -40,11 +40,14 @@ def measure_kernels(threads: int, progress: Progress) -> KernelRates:
         **{"prompt_mac_s": {"grouped": 0.0, "expanded": 0.0}, "attend_s": 0.0, "row_s": 0.0, "layer_s": 0.0},
         **{"expert_s": 0.0, "logit_s": 0.0, "step_s": 0.0, "request_s": 0.0},
     )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the engine does: torch's threads would take the kernels' cores
     # Each measurement takes off what those before it explain.
     stages = (_layers, *(_Weights(format) for format in Format), _rows, _grouped, _absorbed, _experts, _logits, _engine)
     for done, stage in enumerate(stages):
         progress(done, len(stages))
         rates = stage(rates)
+    torch.set_num_threads(before)
     progress(len(stages), len(stages))
     return rates
 

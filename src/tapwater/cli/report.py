@@ -196,8 +196,8 @@ def _training() -> str:
     draw = plots.dots(points, "billion weights", "thousand $ for a trillion tokens")
     figure = _figure("training", f"thousand dollars for a trillion tokens: {summary}", draw, caption, 4.2)
     note = (
-        "<p>All in bfloat16 with a zero-bubble schedule; DeepSeek trained V3 in fp8 with DualPipe. With the recipes that were "
-        "published, V2 and V3 are predicted to take a third less time than was reported.</p>"
+        "<p>All in bfloat16 with a zero-bubble schedule; DeepSeek trained V3 in fp8 with DualPipe. With the recipes "
+        "that were published, V2 and V3 are predicted to take a third less time than was reported.</p>"
     )
     return _section("Training", f'<div class="plots">{figure}</div>{note}{_rows(header, rows, 6)}')
 
