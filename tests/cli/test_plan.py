@@ -173,3 +173,37 @@ def test_plan_loads_neither_torch_nor_matplotlib() -> None:
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=paths)
     assert done.stdout.endswith("set()\n"), done.stdout
+
+
+TARGET = ("target", "deepseek-v2-lite", "--machine", "xeon-2vcpu")
+
+
+def test_target_says_which_load_makes_a_price_true(capsys: pytest.CaptureFixture[str]) -> None:
+    out = plan(capsys, *TARGET, "--usd-per-hour", "0.01", "--cny-per-million", "1")
+    assert "(¥1.00) per million output tokens at 20.0 tokens/s" in out  # 0.01 x 7.2 yuan over 1 yuan, per second
+    assert "true from" in out and "requests at once" in out
+    facts = json.loads(plan(capsys, *TARGET, "--usd-per-hour", "0.01", "--cny-per-million", "1", "--json"))
+    assert facts["needed_tokens_per_s"] == pytest.approx(20)
+    assert 1 < facts["batch"] < facts["largest_batch"]
+    assert 0 < facts["utilisation"] < 1
+
+
+def test_a_price_that_no_load_makes_true_is_said_to_be_so(capsys: pytest.CaptureFixture[str]) -> None:
+    out = plan(capsys, *TARGET, "--usd-per-hour", "1", "--usd-per-million", "0.1")
+    assert "no load makes it true; it would be if the hour cost $0.0" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "give either --usd-per-million or --cny-per-million"),
+        (("--usd-per-million", "1", "--cny-per-million", "7"), "give either --usd-per-million or --cny-per-million"),
+        (("--usd-per-million", "1"), "xeon-2vcpu has no rent; say --usd-per-hour"),
+        (("--usd-per-million", "0", "--usd-per-hour", "1"), "per_million must be a positive amount"),
+        (("--usd-per-million", "1", "--usd-per-hour", "0"), "hour must be a positive amount"),
+        (("--usd-per-million", "1", "--usd-per-hour", "1", "--weights", "bf16"), "does not fit xeon-2vcpu"),
+        (("--usd-per-million", "1", "--usd-per-hour", "1", "--layout", "dp2"), "measured alone"),
+    ],
+)
+def test_target_refuses(more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in " ".join(plan(capsys, *TARGET, *more, code=1).split())

@@ -25,6 +25,7 @@ from tapwater.cli.plan_tables import (
     split_facts,
     write_json,
 )
+from tapwater.cli.plan_target import target
 from tapwater.cli.plan_train import training_facts
 from tapwater.cost.candidates import default_formats
 from tapwater.cost.evidence import evidence as known_evidence
@@ -40,6 +41,7 @@ from tapwater.errors import ConfigError
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of tables.")]
 
 plan = App(name="plan", help="What a model needs, does and costs on a machine: predicted, and how well.")
+plan.command(target)
 
 
 @plan.command

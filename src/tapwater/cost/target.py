@@ -14,8 +14,8 @@ class Target:
     """Output at a price on one unit of `hour` dollars or yuan: `needed_tokens_per_s` all the time.
 
     `batch` requests at once give that, None if no batch that fits does; at the `largest_batch` the unit gives
-    `most_tokens_per_s`, has to be busy `utilisation` of its time (above 1: never enough), and would pay an hour of up
-    to `highest_hour`.
+    `most_tokens_per_s` (`most_low` to `most_high` are expected), has to be busy `utilisation` of its time (above 1:
+    never enough), and would pay an hour of up to `highest_hour`.
     """
 
     hour: Decimal
@@ -24,6 +24,9 @@ class Target:
     batch: int | None
     largest_batch: int
     most_tokens_per_s: float
+    most_low: float
+    most_high: float
+    extrapolated: tuple[str, ...]
 
     @property
     def utilisation(self) -> float:
@@ -43,10 +46,11 @@ def load_for_price(serving: Serving, context: float, largest_batch: int, hour: D
         if not (amount.is_finite() and amount > 0):
             raise ConfigError(f"{name} must be a positive amount of money, got {amount}")
     needed = float(break_even_tokens_per_s(hour, per_million))
-    most = decode(serving, largest_batch, context).tokens_per_s
+    most = decode(serving, largest_batch, context)
     low, high = 0, largest_batch  # the rate rises with the batch
     while high - low > 1:
         middle = floor((low + high) / 2)
         low, high = (low, middle) if decode(serving, middle, context).tokens_per_s >= needed else (middle, high)
     batch = high if decode(serving, high, context).tokens_per_s >= needed else None
-    return Target(hour, per_million, needed, batch, largest_batch, most)
+    interval = most.tokens_per_s, most.low, most.high
+    return Target(hour, per_million, needed, batch, largest_batch, *interval, most.extrapolated)
