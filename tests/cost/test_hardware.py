@@ -70,7 +70,8 @@ def test_every_figure_has_a_source_and_a_date_that_has_been(shipped: Machine) ->
 def test_every_machine_can_run_what_weights_are_stored_in(shipped: Machine) -> None:
     assert {"fp32", "bf16", "int8"} <= set(shipped.flops_per_s) <= set(PRECISIONS)
     peaks = [shipped.flops_per_s[name].value for name in ("fp32", "bf16", "int8")]
-    assert peaks == sorted(peaks)  # fewer bits are never slower
+    if shipped.kernels is None:  # where peaks were measured, torch may have a unit for bf16 that our int8 does not use
+        assert peaks == sorted(peaks)  # fewer bits are never slower
     assert shipped.devices == (8 if shipped.kind == "gpu" else 1)
     for share in ("memory", "matmul", "attention", "network"):
         assert 0.1 < getattr(shipped.efficiency, share).value <= 1

@@ -10,7 +10,7 @@ from tapwater.cost.formats import Formats
 from tapwater.cost.hardware import machine
 from tapwater.cost.layout import Layout
 from tapwater.cost.load import Traffic, Unit, settle
-from tapwater.cost.throughput import Serving, decode
+from tapwater.cost.throughput import Serving, decode, prefill
 from tapwater.errors import ConfigError
 
 H800 = machine("h800")
@@ -81,3 +81,17 @@ def test_settle_finds_the_fixed_point() -> None:
     assert settle(lambda batch: 5 * batch**0.5, 1000) == pytest.approx(25, rel=1e-5)
     assert settle(lambda batch: max(4.0, 0.99 * batch + 1), 1000) == pytest.approx(100, rel=1e-4)
     assert settle(lambda batch: 0.2, 1000) == 1
+
+
+def test_a_lone_short_prompt_does_not_wait_for_a_chunk_to_fill() -> None:
+    """Only those are computed together that arrive while others are."""
+    unit = Unit(
+        Serving(preset("deepseek-v2"), machine("h800"), Formats("fp8", "6bit"), Layout(dp=8, ep=8), 8192),
+        Traffic(20, 100),
+    )
+    light = unit.at_load(0.001, 1000)
+    alone = prefill(unit.serving, 20, prompts=1).step_s
+    assert light.ttft_s == pytest.approx(alone + unit.generated(1).step_s, rel=0.01)
+    assert light.ttft_s < 0.1 * unit.started.step_s
+    heavy = unit.at_load(0.9 * unit.capacity(1000), 1000)
+    assert heavy.ttft_s > 2 * light.ttft_s

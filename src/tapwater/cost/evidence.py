@@ -8,18 +8,19 @@ from typing import Any, Literal
 
 from tapwater.config import preset
 from tapwater.config.parse import from_mapping, nearest
-from tapwater.cost.candidates import chunk_tokens
+from tapwater.cost.candidates import chunk_tokens, layouts
 from tapwater.cost.checks import above_zero
 from tapwater.cost.formats import Formats
 from tapwater.cost.hardware import machine
 from tapwater.cost.inputs import check_text
-from tapwater.cost.layout import parse_layout
+from tapwater.cost.layout import Layout, parse_layout
 from tapwater.cost.memory import largest_batch
 from tapwater.cost.plan import node_share
 from tapwater.cost.plausible import check_origin
-from tapwater.cost.throughput import Serving, decode, prefill
+from tapwater.cost.throughput import Estimate, Serving, decode, prefill
 from tapwater.errors import ConfigError
 
+NOTHING = Estimate(0.0, 0.0, 0.0, 0.0, {}, ())  # of a layout in which not one request fits
 _TABLE = Path(__file__).with_name("evidence.toml")
 
 
@@ -47,7 +48,8 @@ class Measured:
 class Published:
     """A deployment somebody else measured, in tokens per second of a node, and what it is predicted from.
 
-    `context` is a prompt's tokens for prefill; without `batch` as many requests generate as memory holds.
+    `context` is a prompt's tokens for prefill; without `batch` as many requests generate as memory holds, and without
+    `layout` in the one in which a whole node generates most.
     """
 
     name: str
@@ -56,13 +58,13 @@ class Published:
     kind: Literal["prefill", "decode"]
     model: str
     machine: str
-    layout: str
     weights: str
     cache: str
     context: int
     source: str
     date: str
     assumption: str
+    layout: str | None = None
     batch: int | None = None
     hit_share: float = 0.0
 
@@ -70,19 +72,30 @@ class Published:
         above_zero(measured=self.measured)
         check_origin(self.source, self.date)
 
-    def predict(self) -> tuple[float, float, float]:
-        """The rate by our roofline, and the interval it is given with."""
-        config, node, layout = preset(self.model), machine(self.machine), parse_layout(self.layout)
-        formats = Formats(self.weights, self.cache)
+    def predict(self) -> Estimate:
+        """By our roofline, per node and with cache hits counted as the source does."""
+        return max((self._in(layout) for layout in self._layouts()), key=lambda each: each.tokens_per_s)
+
+    def _layouts(self) -> list[Layout]:
+        if self.layout is not None:
+            return [parse_layout(self.layout)]
+        node = machine(self.machine)
+        return [each for each in layouts(preset(self.model), node, 1) if each.devices == node.devices]
+
+    def _in(self, layout: Layout) -> Estimate:
+        config, node, formats = preset(self.model), machine(self.machine), Formats(self.weights, self.cache)
         serving = Serving(config, node, formats, layout, chunk_tokens(node))
+        share = 1 / node_share(layout, node)
         if self.kind == "prefill":
             hits = int(self.hit_share * self.context)
-            found, each = prefill(serving, self.context, hits), self.context / (self.context - hits)
+            found, share = prefill(serving, self.context, hits), share * self.context / (self.context - hits)
         else:
             room = largest_batch(config, node, layout, context=self.context, formats=formats)
-            found, each = decode(serving, self.batch or room, self.context), 1.0
-        each /= node_share(layout, node)
-        return found.tokens_per_s * each, found.low * each, found.high * each
+            if not (self.batch or room):
+                return NOTHING
+            found = decode(serving, self.batch or room, self.context)
+        rate, low, high = (share * each for each in (found.tokens_per_s, found.low, found.high))
+        return Estimate(rate, low, high, found.step_s, found.parts, found.extrapolated)
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,9 @@ def _of_ours(row: Measured) -> Evidence:
 
 
 def _of_others(row: Published) -> Evidence:
-    predicted, low, high = row.predict()
-    where = f"{row.machine}, {row.layout}"
-    within = low <= row.measured <= high
-    return Evidence(row.name, predicted, row.measured, row.unit, where, row.date, row.source, row.assumption, within)
+    found = row.predict()
+    where = f"{row.machine}, {row.layout or 'best layout of a node'}"
+    within = found.low <= row.measured <= found.high
+    return Evidence(
+        row.name, found.tokens_per_s, row.measured, row.unit, where, row.date, row.source, row.assumption, within
+    )

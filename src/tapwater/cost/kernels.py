@@ -48,13 +48,16 @@ def _attention_seconds(rates: KernelRates, config: ModelConfig, attention: Atten
     return numbers * between(rates.heads, times, heads) + attention.requests * config.num_hidden_layers * rates.attend_s
 
 
-def outside(rates: KernelRates, rows: float, context: float, weights_bytes: float) -> list[str]:
+def outside(rates: KernelRates, config: ModelConfig, rows: float, context: float, weights_bytes: float) -> list[str]:
     """What of a step lies beyond what was measured, in words; such a prediction is an extrapolation."""
     reasons = []
     if rows > rates.rows[-1]:
         reasons.append(f"{rows:,.0f} rows, measured up to {rates.rows[-1]}")
     if context > rates.max_context:
         reasons.append(f"a context of {context:,.0f}, measured up to {rates.max_context:,}")
+    heads = config.num_attention_heads // (1 if config.is_mla else config.num_key_value_heads)
+    if heads > rates.heads[-1]:
+        reasons.append(f"{heads} heads that share a cached number, measured up to {rates.heads[-1]}")
     if weights_bytes < 32e6:
         reasons.append("weights that fit a processor's caches, measured from memory")
     return reasons

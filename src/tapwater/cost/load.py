@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from tapwater.cost.throughput import Estimate, Serving, decode, prefill
+from tapwater.cost.throughput import Estimate, Serving, decode, full_prompts, prefill
 from tapwater.errors import ConfigError
 
 TOLERANCE = 1e-6  # of the batch that forms; a settled point is exact to that share
@@ -29,7 +29,7 @@ class Traffic:
     @property
     def hit_tokens(self) -> int:
         """Cached tokens of a prompt; at least its last token is computed."""
-        return min(int(self.hit_share * self.prompt_tokens), self.prompt_tokens - 1)
+        return min(round(self.hit_share * self.prompt_tokens), self.prompt_tokens - 1)
 
     @property
     def new_tokens(self) -> int:
@@ -63,6 +63,7 @@ class Unit:
 
     @cached_property
     def started(self) -> Estimate:
+        """Prompts at the highest rate: every chunk full."""
         return prefill(self.serving, self.traffic.prompt_tokens, self.traffic.hit_tokens)
 
     @property
@@ -92,10 +93,23 @@ class Unit:
         # Little's law, with a step as long as it is at that batch
         batch = settle(lambda batch: waiting_tokens * self.generated(batch).step_s, largest_batch)
         generated = self.generated(batch)
-        chunks = -(-self.traffic.new_tokens // self.serving.chunk_tokens)
-        service = self.started.step_s + chunks * generated.step_s
-        waiting = busy * service / (2 * (1 - busy))
-        return Point(requests_per_s, batch, waiting + service, generated.step_s / (1 - busy), self.started, generated)
+        first_s = self._first_token_s(requests_per_s, busy, generated.step_s)
+        return Point(requests_per_s, batch, first_s, generated.step_s / (1 - busy), self.started, generated)
+
+    def _first_token_s(self, requests_per_s: float, busy: float, step_s: float) -> float:
+        """Those prompts are computed together that arrive while others are: at a light load one, at the most as many as
+        fill a chunk. Each of their chunks also waits for the running answers' step."""
+        serving, traffic = self.serving, self.traffic
+        chunks = -(-traffic.new_tokens // serving.chunk_tokens)
+
+        def service_s(prompts: float) -> float:
+            computed = prefill(serving, traffic.prompt_tokens, traffic.hit_tokens, prompts).step_s
+            return computed + chunks * step_s
+
+        most = full_prompts(serving, traffic.new_tokens)
+        together = settle(lambda prompts: requests_per_s * service_s(prompts), most)
+        service = service_s(together)
+        return service + busy * service / (2 * (1 - busy))
 
 
 def settle(formed: Callable[[float], float], largest: float) -> float:

@@ -161,15 +161,19 @@ def rent_of(rent: Rent, nodes: float) -> Decimal:
 
 
 def busy_seconds(unit: Unit, full: Estimate) -> BusySeconds:
-    """What tokens take: a hit, what attending to it adds to a prompt; where traffic has no hits, as if half were."""
+    """What tokens take. A miss takes what it does in a prompt without hits, a hit the rest of what the prompt takes,
+    so that together they take what they take and a hit is never dearer; without hits in the traffic, as if half were.
+    """
     serving, traffic = unit.serving, unit.traffic
-    hits = traffic.hit_tokens or traffic.prompt_tokens // 2
-    new = traffic.prompt_tokens - hits
-    miss_s = 1 / prefill(serving, traffic.new_tokens).tokens_per_s
-    hit_s = 0.0
-    if hits:
-        without, among = prefill(serving, new), prefill(serving, traffic.prompt_tokens, hits)
-        hit_s = max(0.0, new / among.tokens_per_s - new / without.tokens_per_s) / hits
+    prompt, hits = traffic.prompt_tokens, traffic.hit_tokens or traffic.prompt_tokens // 2
+    miss_s = 1 / prefill(serving, prompt).tokens_per_s
+    if not hits:
+        return BusySeconds(miss_s, miss_s, 1 / full.tokens_per_s)
+    new = prompt - hits
+    prompt_s = new / prefill(serving, prompt, hits).tokens_per_s
+    hit_s = min(max(0.0, (prompt_s - new * miss_s) / hits), miss_s)
+    if traffic.hit_tokens:  # what rounding up to whole chunks has left over or taken away
+        miss_s = (prompt_s - hits * hit_s) / new
     return BusySeconds(miss_s, hit_s, 1 / full.tokens_per_s)
 
 

@@ -48,20 +48,24 @@ def roofline_parts(machine: Machine, config: ModelConfig, work: Work, formats: F
     return parts
 
 
-def communication_s(machine: Machine, config: ModelConfig, rows: float, layout: Layout) -> tuple[float, float]:
-    """Seconds a device sends in a step of `rows` tokens of its own: sums over tp, and tokens to experts and back."""
+def sums_s(machine: Machine, config: ModelConfig, rows: float, layout: Layout) -> float:
+    """Seconds in which tensor-parallel devices add up the hidden states of `rows` tokens, twice a layer."""
     state_bytes = rows * config.hidden_size * STATE_BYTES
-    sums = 2 * config.num_hidden_layers * all_reduce_s(machine, layout.tp, state_bytes)
+    return 2 * config.num_hidden_layers * all_reduce_s(machine, layout.tp, state_bytes)
+
+
+def exchange_s(machine: Machine, config: ModelConfig, rows: float, layout: Layout) -> float:
+    """Seconds in which a replica's `rows` tokens travel to their experts and back, over links and network at once."""
     if layout.ep == 1:
-        return sums, 0.0
+        return 0.0
     number = rows / layout.tp * num_moe_layers(config) * config.hidden_size * (DISPATCH_BYTES + COMBINE_BYTES)
     nodes = max(1, -(-layout.ep // machine.devices))
     inside = groups_touched(config, layout.ep) * (layout.ep - 1) / layout.ep
     within = number * min(inside, machine.devices) / link_rate(machine)
     if nodes == 1:
-        return sums, within
+        return within
     across = number * groups_touched(config, nodes) * (nodes - 1) / nodes
-    return sums, max(within, across / network_rate(machine))
+    return max(within, across / network_rate(machine))
 
 
 def stages_s(machine: Machine, config: ModelConfig, rows: float, layout: Layout) -> float:
