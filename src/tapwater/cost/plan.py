@@ -6,7 +6,7 @@ from math import ceil
 
 from tapwater.config import ModelConfig
 from tapwater.cost.candidates import chunk_tokens, layouts
-from tapwater.cost.formats import Formats
+from tapwater.cost.formats import Formats, cache_bytes_per_token
 from tapwater.cost.hardware import Machine, Rent
 from tapwater.cost.layout import Layout
 from tapwater.cost.load import Point, Traffic, Unit
@@ -163,6 +163,7 @@ def rent_of(rent: Rent, nodes: float) -> Decimal:
 def busy_seconds(unit: Unit, full: Estimate) -> BusySeconds:
     """What tokens take. A miss takes what it does in a prompt without hits, a hit the rest of what the prompt takes,
     so that together they take what they take and a hit is never dearer; without hits in the traffic, as if half were.
+    Where attending to hits hides behind something else, a hit takes what reading it once does.
     """
     serving, traffic = unit.serving, unit.traffic
     prompt, hits = traffic.prompt_tokens, traffic.hit_tokens or traffic.prompt_tokens // 2
@@ -171,7 +172,9 @@ def busy_seconds(unit: Unit, full: Estimate) -> BusySeconds:
         return BusySeconds(miss_s, miss_s, 1 / full.tokens_per_s)
     new = prompt - hits
     prompt_s = new / prefill(serving, prompt, hits).tokens_per_s
-    hit_s = min(max(0.0, (prompt_s - new * miss_s) / hits), miss_s)
+    bandwidth = serving.machine.read_bytes_per_s.value * serving.layout.devices
+    read_s = cache_bytes_per_token(serving.config, serving.formats.cache) / bandwidth
+    hit_s = min(max(read_s, (prompt_s - new * miss_s) / hits), miss_s)
     if traffic.hit_tokens:  # what rounding up to whole chunks has left over or taken away
         miss_s = (prompt_s - hits * hit_s) / new
     return BusySeconds(miss_s, hit_s, 1 / full.tokens_per_s)

@@ -127,8 +127,8 @@ def prefill(
 
 
 def full_prompts(serving: Serving, new_tokens: float) -> float:
-    """Prompts that fill chunk_tokens on every replica and stage; at least one each."""
-    return max(1, serving.chunk_tokens // new_tokens) * serving.layout.dp * serving.layout.pp
+    """Prompts that fill chunk_tokens on every replica and stage, the last of them in part; at least one each."""
+    return max(1.0, serving.chunk_tokens / new_tokens) * serving.layout.dp * serving.layout.pp
 
 
 def _shares(layout: Layout, requests: float) -> tuple[float, float]:
