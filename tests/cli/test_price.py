@@ -1,6 +1,7 @@
 """`price` from the shell: sheets, ratios, the published day and a reconciled ledger, as tables and as JSON."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def test_periods_and_energy(capsys: pytest.CaptureFixture[str]) -> None:
         ({"margin": "5"}, "0.05 for 5%"),
         ({"created": "today"}, "--created: str 'today' is not a date"),
         ({"valid_from": "2024-05-06T00:00"}, "--valid-from: 2024-05-06T00:00:00 has no time zone"),
+        ({"exchange_date": "never"}, "date 'never' is not an ISO date"),
         ({"power_w": "300"}, "all of --power-w, --usd-per-kwh and --energy-source"),
         ({"period": "night 16:30-00:30"}, "write name, days, hours, zone, factor"),
         ({"period": "night mon-son 16:30-00:30 UTC 0.5"}, "'mon-son' is not a range of days"),
@@ -109,6 +111,9 @@ def test_compare_a_sheet_with_the_price_of_its_day(capsys: pytest.CaptureFixture
     assert float(launch["break_even_utilisation"]) == pytest.approx(0.317, abs=0.0005)
     assert facts["claims"] == []
     assert "31.7%" in run(capsys, "compare", path, *filters)
+    assert "no public prices of that provider and time" in refused(capsys, "compare", "--since", "2030")
+    assert "since 2025 is after until 2024" in refused(capsys, "compare", "--since", "2025", "--until", "2024")
+    assert "since: date '2024-99' is not an ISO date" in refused(capsys, "compare", "--since", "2024-99")
     assert "no public price of 'DeepSeek-V9'" in refused(capsys, "compare", "DeepSeek-V9")
     assert "cannot be read" in refused(capsys, "compare", tmp_path / "none.json")
 
@@ -162,6 +167,16 @@ def test_reconcile_refuses_what_does_not_add_up(capsys: pytest.CaptureFixture[st
     assert "what did machines cost?" in refused(capsys, *arguments)
     assert "not both" in refused(capsys, *arguments, "--hours", books["hours"], "--machine", "a")
     assert "line 1: sequence 1 after 5" in refused(capsys, *arguments, "--hours", books["hours"], "--after", 5)
+    arguments += ["--hours", books["hours"]]
+    assert "after must be 0" in refused(capsys, *arguments, "--after", -1)
+    assert "the ledger ends with sequence 9, not 12" in refused(capsys, *arguments, "--last", 12)
+    other = books["sheet"].with_name("beta.json")
+    write_sheet(replace(V2_NODE, model="beta"), other)
+    assert "sheets of several models: 'beta', 'deepseek-v2'" in refused(capsys, *arguments, "--sheet", other)
+    early = ("--created", "2026-11-18", "--out", books["next"])
+    assert "choose a later one" in refused(capsys, *arguments, *early)
+    assert not books["next"].exists()
+    arguments = arguments[:-2]
     lines = books["ledger"].read_text().splitlines(keepends=True)
     books["ledger"].write_text("".join(lines[:3] + lines[4:]))
     assert "line 4: sequence 5 after 3: a hole" in refused(capsys, *arguments, "--hours", books["hours"])

@@ -22,7 +22,7 @@ def write(path: Path, *more: str) -> int:
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     pytest.importorskip("matplotlib")
     path = tmp_path_factory.mktemp("report") / "report.html"
-    assert write(path, "--compare", "cache=6bit") == 0
+    assert write(path, "--compare", "cache=6bit", "--compare", "machine=rtx-4090") == 0
     return path.read_text(encoding="utf-8")
 
 
@@ -47,7 +47,14 @@ def test_plots_have_words_for_them_and_take_the_pages_colour(page: str) -> None:
 def test_every_figure_has_its_source(page: str) -> None:
     for each in ("Predicted against measured", "How far to trust it", "Sources of the hardware", "Formulas"):
         assert f"<h2>{each}" in page, each
-    for each in ("cache=6bit", "section 3.2.3", "DeepSeek-V2, generation", "rates as published", "assumed: the batch"):
+    for each in (
+        "cache=6bit",
+        "machine=rtx-4090: cannot: no layout on",
+        "section 3.2.3",
+        "DeepSeek-V2, generation",
+        "rates as published",
+        "assumed: the batch",
+    ):
         assert each in page, each
 
 

@@ -23,8 +23,13 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=paths)
 
 
+PLAN = "plan serve deepseek-v2 --machine h800"
+TARGET = "plan target deepseek-v2-lite --machine h800 --usd-per-million 1"
+
+
 @pytest.mark.parametrize(
-    "call", ["hardware list", "hardware show h800", "price day", "price compare", "price day --json", SHEET]
+    "call",
+    ["hardware list", "hardware show h800", "price day", "price compare", "price day --json", SHEET, PLAN, TARGET],
 )
 def test_a_verb_loads_only_what_it_answers_from(call: str) -> None:
     script = (
@@ -36,6 +41,17 @@ def test_a_verb_loads_only_what_it_answers_from(call: str) -> None:
     answer, _, loaded = done.stdout.rstrip().rpartition("\n")
     assert answer.strip(), done.stderr
     assert not (HEAVY | NOT_ASKED) & set(loaded.split())
+
+
+def test_help_of_plan_loads_nothing_that_plans() -> None:
+    """Help is drawn with rich, by the command line library; of ours it needs the options alone."""
+    script = (
+        "import contextlib, sys, tapwater.cli\n"
+        "with contextlib.suppress(SystemExit): tapwater.cli.main(['plan', '--help'])\n"
+        "heavy = ('tapwater.cost', 'tapwater.config', 'torch', 'numpy', 'matplotlib')\n"
+        "print([name for name in sys.modules if name.startswith(heavy)])"
+    )
+    assert run(script).stdout.endswith("[]\n")
 
 
 @pytest.mark.parametrize("room", ["tapwater.config", "tapwater.cost"])

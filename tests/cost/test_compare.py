@@ -87,8 +87,12 @@ def test_selection_by_provider_and_date() -> None:
     assert {each.date[:4] for each in select_prices(since="2026")} == {"2026"}
     with pytest.raises(ConfigError, match="did you mean 'OpenAI'"):
         select_prices("OpenIA")
-    with pytest.raises(ConfigError, match="since: 'May'"):
-        select_prices(since="May")
+    for wrong in ("May", "2024-99", "2023-02-29"):
+        with pytest.raises(ConfigError, match=f"since: date '{wrong}'"):
+            select_prices(since=wrong)
+    with pytest.raises(ConfigError, match="since 2025 is after until 2024"):
+        select_prices(since="2025", until="2024")
+    assert select_prices(since="2024-05-06", until="2024")  # from that day to the end of that year
 
 
 def test_a_price_nobody_knows_or_that_had_several_is_named() -> None:

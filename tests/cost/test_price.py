@@ -2,6 +2,7 @@
 
 import decimal
 import json
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -16,7 +17,7 @@ from sheets import AFTERNOON, MORNING, NIGHT, V2_NODE, v2_sheet
 from tapwater.cost.hardware import Rent
 from tapwater.cost.inputs import Basis, Energy, Exchange, Rates, hourly_cost
 from tapwater.cost.period import Period
-from tapwater.cost.price import STANDARD, Usage, charge, pico_amount
+from tapwater.cost.price import STANDARD, PriceSheet, Usage, charge, pico_amount
 from tapwater.cost.sheet_file import read_sheet, sheet_json, write_sheet
 from tapwater.errors import ConfigError
 
@@ -185,6 +186,38 @@ def test_the_version_is_the_content() -> None:
     assert len({V2_NODE.version, *(sheet.version for sheet in others)}) == 4
 
 
+@dataclass(frozen=True)
+class LaterSheet(PriceSheet):
+    discount: str | None = None
+
+
+def test_an_optional_field_added_later_keeps_the_versions_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sheet.json"
+    write_sheet(V2_NODE, path)
+    assert json.loads(path.read_text())["format"] == 1
+    monkeypatch.setattr("tapwater.cost.sheet_file.PriceSheet", LaterSheet)
+    later = read_sheet(path)
+    assert isinstance(later, LaterSheet)
+    assert later.version == V2_NODE.version
+    assert sheet_json(later).encode() == path.read_bytes()
+    known = {field.name: getattr(later, field.name) for field in fields(PriceSheet)}
+    assert LaterSheet(**known, discount="half").version != V2_NODE.version
+
+
+def test_the_format_is_part_of_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapwater.cost.price.FORMAT", 2)
+    assert v2_sheet().version != V2_NODE.version
+
+
+def test_dates_of_rates_of_exchange_and_of_electricity_are_dates() -> None:
+    with pytest.raises(ConfigError, match="date 'never' is not an ISO date"):
+        Exchange(Decimal(7), "a test", "never")
+    with pytest.raises(ConfigError, match="date 'soon' is not an ISO date"):
+        Energy(Decimal(700), Decimal("0.1"), "a test", "soon")
+
+
 def test_a_sheet_is_never_overwritten_by_another(tmp_path: Path) -> None:
     path = tmp_path / "sheet.json"
     write_sheet(V2_NODE, path)
@@ -224,6 +257,8 @@ def test_a_sheet_is_never_overwritten_by_another(tmp_path: Path) -> None:
         (["prices_per_million", "off-peak", "cny", "input_hit"], "0.001", "prices_per_million.off-peak.cny.input_hit"),
         (["costs_per_million", "usd", "output"], "0.01", "costs_per_million.usd.output"),
         (["version"], "000000000000", "version is"),
+        (["format"], 2, "format 2 is unknown; this version of tapwater reads format 1"),
+        (["format"], True, "format True is unknown"),
         (["usd_per_hour", "amount"], "17", "follows from the sheet's inputs"),
     ],
 )

@@ -1,5 +1,6 @@
 """DeepSeek's published day of V3/R1, recomputed from its inputs."""
 
+import decimal
 from dataclasses import replace
 from decimal import Decimal
 
@@ -10,6 +11,14 @@ from tapwater.cost.production import PUBLISHED, account, published_day
 from tapwater.errors import ConfigError
 
 ACCOUNT = account(published_day())
+
+
+def test_the_callers_decimal_context_changes_nothing() -> None:
+    with decimal.localcontext(prec=3):
+        found = account(published_day())
+        assert found == ACCOUNT
+        inside = found.profit_usd, found.nodes
+    assert inside == (ACCOUNT.profit_usd, ACCOUNT.nodes)
 
 
 def test_cost_of_the_day() -> None:

@@ -1,5 +1,6 @@
 """A ledger against machine hours: sums are exact, idle time is seen, holes are refused with their line."""
 
+import decimal
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from tapwater.errors import ConfigError
 
 SHEET = v2_sheet(margin=Decimal("0.05"), utilisation=Decimal("0.5"), periods=(NIGHT,))
 START = datetime(2026, 11, 18, 8, tzinfo=UTC)
+TOMORROW = START + timedelta(days=1)
 HOURS = [MachineHours("a", START, START + timedelta(hours=1), Decimal(16))]
 
 
@@ -121,7 +123,11 @@ def test_two_sheets_one_after_the_other(tmp_path: Path) -> None:
     ]
     result = run(write(tmp_path / "ledger", found), [old, dearer])
     assert {version for version, _ in result.usage} == {old.version, dearer.version}
-    assert propose(result, [dearer, old], date(2026, 11, 19), START).margin == Decimal("0.1")
+    unused = replace(dearer, margin=Decimal("0.2"), valid_from=START + timedelta(days=300))
+    for sheets in ([dearer, old, unused], [unused, old, dearer]):
+        assert propose(result, sheets, date(2026, 11, 19), TOMORROW).margin == Decimal("0.1")
+    with pytest.raises(ConfigError, match="no request of the ledger was charged by any"):
+        propose(result, [unused], date(2026, 11, 19), TOMORROW)
     late = replace(found[3], sheet_version=old.version)
     with pytest.raises(ConfigError, match=r"line 4: .* price sheet .* is valid from"):
         run(write(tmp_path / "ledger", [*found[:3], late]), [old, dearer])
@@ -139,7 +145,8 @@ def at(index: int, **changes: Any) -> Change:
     [
         (lambda found: found[:2] + found[3:], "line 3: sequence 4 after 2: a hole"),
         (lambda found: [*found[:3], found[2], *found[3:]], "line 4: sequence 3 after 3: a row comes twice"),
-        (lambda found: [found[1], found[0]], "line 2: sequence 1 after 2"),
+        (lambda found: [*found[:2], found[0]], "line 3: sequence 1 after 2: a row comes twice, or out of order"),
+        (lambda found: found[1:], "line 1: sequence 2 after 0: a hole: rows are missing; after is the last one"),
         (at(2, id="r0"), "line 3: request 'r0' was charged before"),
         (at(3, completed_at=START), "line 4: completed at 2026-11-18T08:00:00+00:00, the row above at"),
         (at(1, pico_usd=1), "line 2: charged 1 pico-USD; sheet"),
@@ -167,6 +174,10 @@ def test_a_ledger_with_a_hole_is_refused_with_its_line(tmp_path: Path, change: C
         (lambda text: text.replace('"id": "r1"', '"ident": "r1"'), "line 2: unknown field 'ident'"),
         (lambda text: text.replace('"id": "r1", ', ""), "line 2: missing field 'id'"),
         (lambda text: text.replace('"sequence": 3', '"sequence": 3.0'), "line 3: sequence is"),
+        (
+            lambda text: text.replace('"sequence": 1', '"sequence": 0'),
+            "line 1: sequence must be at least 1, got 0",
+        ),
         (
             lambda text: text.replace('"sequence": 3', '"sequence": true'),
             "line 3: sequence is True, not a whole number",
@@ -200,6 +211,42 @@ def test_nothing_is_missing_between_two_ledgers(tmp_path: Path) -> None:
     assert run(path, after=2).first_sequence == 3
     with pytest.raises(ConfigError, match="line 1: sequence 3 after 1: a hole"):
         run(path, after=1)
+    with pytest.raises(ConfigError, match="after must be 0"):
+        run(path, after=-1)
+
+
+def test_a_ledger_cut_between_two_rows_is_found_by_its_last_number(tmp_path: Path) -> None:
+    assert run(write(tmp_path / "ledger", rows(FIVE)), last=5).last_sequence == 5
+    with pytest.raises(ConfigError, match="ends with sequence 4, not 5"):
+        run(write(tmp_path / "ledger", rows(FIVE)[:4]), last=5)
+
+
+def test_a_next_sheet_does_not_hold_for_requests_of_the_last(tmp_path: Path) -> None:
+    result = run(write(tmp_path / "ledger", rows(FIVE)))
+    assert result.last_completed_at == START + timedelta(seconds=4)
+    propose(result, [SHEET], date(2026, 11, 19), START + timedelta(seconds=5))
+    with pytest.raises(ConfigError, match=r"valid_from 2026-11-18T08:00:03.* is not after 2026-11-18T08:00:04"):
+        propose(result, [SHEET], date(2026, 11, 19), START + timedelta(seconds=3))
+
+
+@pytest.mark.parametrize("what", ["model", "machine"])
+def test_models_and_machines_are_not_mixed(tmp_path: Path, what: str) -> None:
+    other = replace(SHEET, **{what: "another", "valid_from": START + timedelta(hours=2)})
+    with pytest.raises(ConfigError, match=f"sheets of several {what}s: '.*', '.*'; reconcile each by itself") as caught:
+        run(write(tmp_path / "ledger", rows(FIVE)), [SHEET, other])
+    assert "'another'" in str(caught.value) and repr(getattr(SHEET, what)) in str(caught.value)
+
+
+def test_the_callers_decimal_context_changes_nothing(tmp_path: Path) -> None:
+    def sums() -> list[object]:
+        hours = [replace(HOURS[0], end=START + timedelta(hours=1, microseconds=7), usd_per_hour=Decimal("16.123456"))]
+        result = run(write(tmp_path / "ledger", rows(FIVE, machine_s="240.123456")), hours=hours)
+        names = ("idle_s", "idle_usd", "profit_usd", "margin", "revenue_usd")
+        return [*vars(result).values(), *(getattr(result, name) for name in names)]
+
+    expected = sums()
+    with decimal.localcontext(prec=3):
+        assert sums() == expected
 
 
 def test_a_row_comes_back_from_its_line(tmp_path: Path) -> None:
@@ -262,19 +309,27 @@ def test_a_ledger_without_tokens_gives_no_price(tmp_path: Path) -> None:
     result = run(write(tmp_path / "ledger", rows([Usage(0, 0, 0)])))
     assert result.margin == -1
     with pytest.raises(ConfigError, match="no price follows"):
-        propose(result, [SHEET], date(2026, 11, 19), START)
+        propose(result, [SHEET], date(2026, 11, 19), TOMORROW)
 
 
 def test_a_ledger_does_not_measure_rates_that_were_predicted(tmp_path: Path) -> None:
     guessed = replace(SHEET, basis=Basis("predicted", "a plan"))
     result = run(write(tmp_path / "ledger", rows(FIVE, guessed)), [guessed])
-    assert propose(result, [guessed], date(2026, 11, 19), START).basis.kind == "predicted"
+    assert propose(result, [guessed], date(2026, 11, 19), TOMORROW).basis.kind == "predicted"
 
 
-def test_machines_that_did_more_than_their_rates_say_are_faster_not_busier(tmp_path: Path) -> None:
+def test_more_tokens_than_the_machines_can_have_done_are_refused(tmp_path: Path) -> None:
     ten_minutes = [replace(HOURS[0], end=START + timedelta(minutes=10))]
-    result = run(write(tmp_path / "ledger", rows(FIVE)), hours=ten_minutes)
+    with pytest.raises(
+        ConfigError, match=r"take 2025\.01 s of a machine, but machines were paid for only 600 s: are hours missing"
+    ):
+        run(write(tmp_path / "ledger", rows(FIVE)), hours=ten_minutes)
+
+
+def test_machines_that_measurably_did_more_than_their_rates_say_are_faster_not_busier(tmp_path: Path) -> None:
+    ten_minutes = [replace(HOURS[0], end=START + timedelta(minutes=10))]
+    result = run(write(tmp_path / "ledger", rows(FIVE, machine_s="120")), hours=ten_minutes)
     assert (result.busy_s, result.idle_s) == (600, 0)
-    following = propose(result, [SHEET], date(2026, 11, 19), START)
+    following = propose(result, [SHEET], date(2026, 11, 19), TOMORROW)
     assert following.utilisation == 1
     assert following.rates.decode_tokens_per_s == pytest.approx(50_000 * Decimal("2025.01") / 600)

@@ -28,6 +28,8 @@ def test_a_price_that_no_load_makes_true_says_what_the_hour_may_cost() -> None:
     found = load_for_price(LITE, 500, 64, Decimal("5"), Decimal("1"))
     assert found.batch is None
     assert found.utilisation > 1
+    exact = Decimal("1") * Decimal(f"{found.most_tokens_per_s:.12g}") * 3600 / 1_000_000
+    assert found.highest_hour == exact  # of twelve digits, as all rates that meet money
     affordable = load_for_price(LITE, 500, 64, found.highest_hour * Decimal("0.999"), Decimal("1"))
     assert affordable.batch is not None and affordable.batch >= 63
 

@@ -7,9 +7,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tapwater.cli.common import DEFAULT_MODEL, ConfigFile, Overrides, console, load, split_overrides
+from tapwater.cli.output import AsJson
 from tapwater.cli.speed import Stopwatch
 from tapwater.config import load_run
 from tapwater.errors import RequestError
+
+JSON_HELP = (
+    "Print one JSON object with text, finish_reason, usage and seconds when done, instead of the text as it comes."
+)
 
 
 def generate(
@@ -22,7 +27,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     stop: Annotated[list[str] | None, Parameter(negative="")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Annotated[AsJson, Parameter(help=JSON_HELP)] = False,
     config: ConfigFile = None,
 ) -> None:
     """Continue a text.
@@ -45,8 +50,6 @@ def generate(
         Makes the draws repeatable.
     stop
         End before this text; may be given several times.
-    as_json
-        Print one JSON object with text, finish_reason, usage and seconds when done, instead of the text as it comes.
     """
     model, settings = split_overrides(model, overrides)
     run = load_run(config, settings)

@@ -1,20 +1,18 @@
 """`tapwater hardware`: the machines that estimates know, each figure with its source and date."""
 
-import json
 import sys
 from dataclasses import asdict
 from datetime import date
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from tapwater.cli.common import cache_dir, own_machines
+from tapwater.cli.output import AsJson, write_json
 from tapwater.cli.text_table import text_table
 from tapwater.cost.hardware import Figure, Machine, Rent, check_name, machine, machines, to_toml
 from tapwater.cost.money import decimal_of
 from tapwater.errors import ConfigError
-
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of a table.")]
 
 hardware = App(name="hardware", help="Show the machines that estimates know, and where each figure is from.")
 
@@ -24,7 +22,7 @@ def list_machines(*, as_json: AsJson = False) -> None:
     """List all machines: the catalogue's, then your own."""
     found = machines(own_machines())
     if as_json:
-        _print_json({name: describe(each) for name, each in found.items()})
+        write_json({name: describe(each) for name, each in found.items()})
         return
     rows = [
         (
@@ -52,7 +50,7 @@ def show(name: str, /, *, as_json: AsJson = False) -> None:
     """
     found = machine(name, own_machines())
     if as_json:
-        _print_json(describe(found))
+        write_json(describe(found))
         return
     rows = [(what, value, origin.date, origin.source) for what, value, origin in _rows(found)]
     ridges = ", ".join(f"{key} {ridge:.0f}" for key, ridge in found.ridge_flops_per_byte.items())
@@ -140,7 +138,3 @@ def _rows(machine: Machine) -> list[tuple[str, str, Figure | Rent]]:
 def _tera(peak: Figure | None) -> str:
     value = 0 if peak is None else peak.value / 1e12
     return "" if peak is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(facts, indent=2) + "\n")

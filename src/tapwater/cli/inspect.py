@@ -1,7 +1,5 @@
 """`tapwater inspect`: what a model is made of and what a token costs, and whether packed weights are undamaged."""
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +8,7 @@ from cyclopts import Parameter
 
 from tapwater.cli.common import DEFAULT_MODEL, progress_bar
 from tapwater.cli.models import model_config
+from tapwater.cli.output import AsJson, write_json
 from tapwater.config import ModelConfig
 from tapwater.cost import flops_per_token, grouped_kv_elements, parameters, training_flops_per_token
 from tapwater.cost.formats import CACHE_FORMATS, cache_bytes_per_token
@@ -27,7 +26,7 @@ def inspect(
     /,
     *,
     context: int | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: AsJson = False,
     verify: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Show what a model is made of and what a token costs.
@@ -40,8 +39,6 @@ def inspect(
         A preset such as deepseek-v2, a config.json, a model directory, a .gguf file, or a model to pull.
     context
         How many tokens each token attends to in the FLOPs; without it 4096, or less if the model holds less.
-    as_json
-        Print one JSON object instead of tables.
     verify
         Of a packed directory, read all weights and compare their checksums; damage ends in an error.
     """
@@ -55,7 +52,7 @@ def inspect(
     if num_verified is not None:
         facts["verified_arrays"] = num_verified
     if as_json:
-        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+        write_json(facts)
     else:
         _show(facts)
 

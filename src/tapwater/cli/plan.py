@@ -1,44 +1,17 @@
-"""`tapwater plan`: what a model needs, does and costs on a machine, before anybody rents it."""
+"""`tapwater plan`: what a model needs, does and costs on a machine, before anybody rents it.
+
+The verbs and their options; what answers them is loaded when one is asked, so that help comes at once.
+"""
 
 import sys
-from dataclasses import replace
-from decimal import Decimal
-from math import ceil
 from pathlib import Path
-from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from tapwater.cli.common import own_machines, progress_bar
-from tapwater.cli.models import model_config
-from tapwater.cli.plan_options import Question, changed, numbers_of, rented, yuan_per_dollar
-from tapwater.cli.plan_sheet import write_predicted
-from tapwater.cli.plan_sweep import collect, point_facts, write_csv
-from tapwater.cli.plan_tables import (
-    plan_facts,
-    show_evidence,
-    show_machines,
-    show_plans,
-    show_split,
-    show_sweep,
-    show_training,
-    split_facts,
-    write_json,
-)
+from tapwater.cli.output import AsJson, write_json
 from tapwater.cli.plan_target import target
-from tapwater.cli.plan_train import training_facts
-from tapwater.cost.candidates import default_formats
-from tapwater.cost.evidence import evidence as known_evidence
-from tapwater.cost.hardware import machine as find_machine
-from tapwater.cost.hardware import machines
-from tapwater.cost.layout import parse_layout
-from tapwater.cost.plan import Plan
-from tapwater.cost.recipe import Recipe
-from tapwater.cost.split import plan_split
-from tapwater.cost.sweep import sweep as swept
 from tapwater.errors import ConfigError
-
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of tables.")]
 
 plan = App(name="plan", help="What a model needs, does and costs on a machine: predicted, and how well.")
 plan.command(target)
@@ -58,7 +31,7 @@ def serve(
     cache: str | None = None,
     ttft_s: float | None = None,
     tpot_s: float | None = None,
-    max_nodes: int = 1,
+    max_nodes: int | None = None,
     utilisation: float = 0.7,
     layout: str | None = None,
     prefill_layout: str | None = None,
@@ -98,7 +71,7 @@ def serve(
     tpot_s
         Seconds per output token at most.
     max_nodes
-        Nodes of a unit at most.
+        Nodes of a unit at most; without it 1, or what the layout takes.
     utilisation
         Share of its capacity that a unit is loaded to.
     layout
@@ -118,9 +91,16 @@ def serve(
     sheet
         Write a predicted price sheet to this new file.
     html
-        Write a report to this file, which is replaced.
+        Write a report to this file; a page that is there is replaced, anything else is not.
     """
+    from tapwater.cli.models import model_config
+    from tapwater.cli.plan_options import Question, yuan_per_dollar
+    from tapwater.cli.plan_serve import one_machine, separate_units, which_machines
+    from tapwater.cost.hardware import machines
+
     rate = yuan_per_dollar(cny_per_usd)
+    if requests_per_s is not None and not 0 < requests_per_s <= 1e9:
+        raise ConfigError(f"--requests-per-s must be above 0, at most a billion; got {requests_per_s}")
     question = Question(
         config=model_config(model),
         machine=machine or "",
@@ -137,6 +117,7 @@ def serve(
         layout=layout,
         usd_per_hour=usd_per_hour,
     )
+    question.check()
     if machine is None:
         given = {
             "--usd-per-hour": usd_per_hour,
@@ -150,43 +131,16 @@ def serve(
         for name, value in given.items():
             if value is not None:
                 raise ConfigError(f"{name} needs --machine; known: {', '.join(machines(own_machines()))}")
-        _all_machines(question, rate, as_json)
-        return
-    if prefill_layout is not None or decode_layout is not None:
+        which_machines(question, rate, as_json)
+    elif prefill_layout is not None or decode_layout is not None:
         if layout is not None or compare or sheet or html or prefill_layout is None or decode_layout is None:
             raise ConfigError(
                 "separate units need both --prefill-layout and --decode-layout, "
                 "and go without --layout, --compare, --sheet and --html"
             )
-        _separate(question, prefill_layout, decode_layout, requests_per_s, rate, as_json)
-        return
-    questions = {machine: question} | {text: changed(question, text) for text in compare or []}
-    answers = {name: each.answer() for name, each in questions.items()}
-    facts = {name: plan_facts(each, rate) for name, each in answers.items()}
-    if requests_per_s is not None:
-        for name, each in answers.items():
-            facts[name]["demand"] = _demand(each, requests_per_s)
-    if sheet is not None:
-        write_predicted(answers[machine], model, rate, sheet)
-    if html is not None:
-        from tapwater.cli.report import write_report
-
-        write_report(html, model, answers, rate)
-    if as_json:
-        alternatives = {name: each for name, each in facts.items() if name != machine}
-        write_json({"model": model, "assumed": question.assumed, **facts[machine], "compared": alternatives})
-        return
-    _say(f"{model} on {machine}, {question.node.description}")
-    _say(
-        f"prompts of {prompt_tokens:,} tokens ({hit_share:.0%} cached), answers of {output_tokens:,}; "
-        f"loaded to {utilisation:.0%} of capacity"
-    )
-    _say(f"assumed: {', '.join([*question.assumed, f'{cny_per_usd} yuan a dollar'])}\n")
-    show_plans(facts)
-    for name, each in facts.items():
-        if "demand" in each:
-            demand = each["demand"]
-            _say(f"{name}: {demand['units']} units, {demand['nodes']:g} nodes for {requests_per_s:g} requests/s")
+        separate_units(question, prefill_layout, decode_layout, requests_per_s, rate, as_json)
+    else:
+        one_machine(model, question, rate, compare or [], requests_per_s, sheet, html, as_json)
 
 
 @plan.command
@@ -248,6 +202,13 @@ def train(
     usd_per_device_hour
         Rent of a device, instead of the catalogue's.
     """
+    from tapwater.cli.models import model_config
+    from tapwater.cli.plan_tables import show_training
+    from tapwater.cli.plan_train import training_facts
+    from tapwater.cost.hardware import machine as find_machine
+    from tapwater.cost.layout import parse_layout
+    from tapwater.cost.recipe import Recipe
+
     spread = parse_layout(layout)
     recipe = Recipe(
         sequence,
@@ -281,7 +242,7 @@ def sweep(
     *,
     machine: str,
     batch: str = "1..1024",
-    context: str = "1024..131072",
+    context: str | None = None,
     weights: str | None = None,
     head: str | None = None,
     cache: str | None = None,
@@ -303,7 +264,7 @@ def sweep(
     batch
         Requests that generate at once: "1,2,4..64" (doubling) or "100..900+100" (by steps).
     context
-        Cached tokens of each, written the same way; the default ends at the model's context.
+        Cached tokens of each, written the same way; without it 1024..131072, as far as the model goes.
     weights
         Format of weights; without it what suits the machine.
     head
@@ -317,12 +278,19 @@ def sweep(
     out
         Write CSV to this new file.
     """
+    from tapwater.cli.models import model_config
+    from tapwater.cli.plan_options import numbers_of, rented
+    from tapwater.cli.plan_sweep import collect, point_facts, usual_contexts, write_csv
+    from tapwater.cli.plan_tables import show_sweep
+    from tapwater.cost.candidates import default_formats
+    from tapwater.cost.hardware import machine as find_machine
+    from tapwater.cost.layout import parse_layout
+    from tapwater.cost.sweep import sweep as swept
+
+    if out is not None and as_json:
+        raise ConfigError("give either --out, which writes CSV, or --json, which prints")
     config, node = model_config(model), rented(find_machine(machine, own_machines()), usd_per_hour)
-    contexts = numbers_of(context, "--context")
-    if context == "1024..131072":  # the default asks for what the model has
-        contexts = [each for each in contexts if each <= config.max_position_embeddings] or [
-            config.max_position_embeddings
-        ]
+    contexts = usual_contexts(config) if context is None else numbers_of(context, "--context")
     batches = numbers_of(batch, "--batch")
     formats = default_formats(node, weights, cache, head)
     points = swept(config, node, formats, batches, contexts, None if layout is None else parse_layout(layout))
@@ -330,7 +298,7 @@ def sweep(
     with progress_bar(f"Planning {total:,} points") as progress:
         found = collect(points, total, progress) if out is None else []
         done = len(found) if out is None else write_csv(points, total, out, progress)
-    if out is None and as_json:
+    if as_json:
         shared = {"model": model, "machine": machine, "weights": formats.weights, "cache": formats.cache}
         write_json([{**shared, **point_facts(each)} for each in found])
     elif out is None:
@@ -344,72 +312,14 @@ def sweep(
 @plan.command
 def evidence(*, as_json: AsJson = False) -> None:
     """Show predictions beside measurements: how wrong is this?"""
+    from tapwater.cli.plan_tables import show_evidence
+    from tapwater.cost.evidence import evidence as known_evidence
+
     rows = known_evidence()
     if as_json:
         write_json([{**vars(row), "factor": row.factor} for row in rows])
     else:
         show_evidence(rows)
-
-
-def _all_machines(question: Question, rate: Decimal, as_json: bool) -> None:
-    """Cheapest request first, then machines without a rent by speed, then those that cannot, with the reason."""
-    found: list[tuple[tuple[int, float], Plan]] = []
-    refused: dict[str, str] = {}
-    for name in machines(own_machines()):
-        try:
-            answer = replace(question, machine=name).answer()
-        except ConfigError as error:
-            refused[name] = str(error)
-            continue
-        found.append((_order(answer), answer))
-    found.sort(key=lambda each: each[0])
-    facts = [plan_facts(answer, rate) for _, answer in found]
-    if as_json:
-        write_json({"machines": facts, "cannot": refused})
-        return
-    _say(
-        f"prompts of {question.prompt_tokens:,} tokens ({question.hit_share:.0%} cached), answers of "
-        f"{question.output_tokens:,}; units of up to {question.max_nodes} nodes, loaded to {question.utilisation:.0%}"
-    )
-    _say("req/s and tokens/s (output) are a unit's, first and token its waiting times, $ per million tokens\n")
-    show_machines(facts, refused)
-    if not found:
-        raise ConfigError(f"no machine can serve it on {question.max_nodes} nodes; try more with --max-nodes")
-
-
-def _order(answer: Plan) -> tuple[int, float]:
-    if answer.cost is None:
-        return 1, -answer.point.requests_per_s
-    traffic = answer.traffic
-    request = (
-        traffic.new_tokens * answer.cost.input_miss_usd
-        + traffic.hit_tokens * answer.cost.input_hit_usd
-        + traffic.output_tokens * answer.cost.output_usd
-    )
-    return 0, float(request)
-
-
-def _separate(
-    question: Question, prefill_layout: str, decode_layout: str, load: float | None, rate: Decimal, as_json: bool
-) -> None:
-    layouts = parse_layout(prefill_layout), parse_layout(decode_layout)
-    found = plan_split(question.config, question.node, question.formats, *layouts, question.traffic, question.limits)
-    facts = split_facts(found, rate)
-    if load is not None:
-        if not 0 < load < 1e12:
-            raise ConfigError(f"--requests-per-s must be a positive number, got {load}")
-        facts["demand"] = {"requests_per_s": load}
-        for kind, part in (("prefill", found.prefill), ("decode", found.decode)):
-            facts["demand"] |= {f"{kind}_units": part.units_for(load), f"{kind}_nodes": part.nodes_for(load)}
-    if as_json:
-        write_json(facts)
-    else:
-        show_split(facts)
-
-
-def _demand(answer: Plan, requests_per_s: float) -> dict[str, Any]:
-    units = answer.units(requests_per_s)
-    return {"requests_per_s": requests_per_s, "units": units, "nodes": ceil(units * answer.nodes - 1e-9)}
 
 
 def _say(text: str) -> None:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import ceil
 from typing import Any
 
 from tapwater.cli.common import own_machines
@@ -12,10 +13,10 @@ from tapwater.config.parse import nearest
 from tapwater.cost.candidates import default_formats
 from tapwater.cost.formats import Formats
 from tapwater.cost.hardware import Machine, Rent, machine
-from tapwater.cost.layout import parse_layout
+from tapwater.cost.layout import Layout, check_layout, parse_layout
 from tapwater.cost.load import Traffic
-from tapwater.cost.money import decimal_of
-from tapwater.cost.plan import Limits, Plan, plan, plan_layout
+from tapwater.cost.money import check_decimal, decimal_of
+from tapwater.cost.plan import Limits, Plan, node_share, plan, plan_layout
 from tapwater.errors import ConfigError
 
 GIVEN = "given on the command line"
@@ -36,7 +37,7 @@ class Question:
     cache: str | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
-    max_nodes: int = 1
+    max_nodes: int | None = None
     utilisation: float = 0.7
     layout: str | None = None
     usd_per_hour: str | None = None
@@ -58,7 +59,7 @@ class Question:
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.ttft_s, self.tpot_s, self.max_nodes, self.utilisation)
+        return Limits(self.ttft_s, self.tpot_s, 1 if self.max_nodes is None else self.max_nodes, self.utilisation)
 
     @property
     def assumed(self) -> list[str]:
@@ -72,7 +73,23 @@ class Question:
         asked = self.config, self.node, self.formats
         if self.layout is None:
             return plan(*asked, self.traffic, self.limits)
-        return plan_layout(*asked, parse_layout(self.layout), self.traffic, self.limits)
+        return plan_layout(*asked, self.spread(self.layout), self.traffic, self.limits)
+
+    def check(self) -> None:
+        """ConfigError for what no machine makes right: traffic, limits, formats and layout."""
+        _ = self.traffic, self.limits, Formats(self.weights or "bf16", self.cache or "bfloat16", self.head)
+        if self.layout is not None:
+            check_layout(parse_layout(self.layout), self.config)
+
+    def spread(self, layout: str) -> Layout:
+        """The layout spelt so; ConfigError when it takes more nodes than were allowed."""
+        found = parse_layout(layout)
+        nodes = ceil(node_share(found, self.node))
+        if self.max_nodes is not None and nodes > self.max_nodes:
+            raise ConfigError(
+                f"layout {found} takes {nodes} nodes of {self.machine}, --max-nodes allows {self.max_nodes}"
+            )
+        return found
 
 
 # How each field of a question is read from text; `config` cannot be changed.
@@ -104,7 +121,13 @@ def changed(question: Question, text: str) -> Question:
             changes[name] = READERS[name](value)
         except ValueError:
             raise ConfigError(f"--compare {text!r}: {value!r} is no {READERS[name].__name__} for {name}") from None
-    return replace(question, **changes)
+    found = replace(question, **changes)
+    try:
+        found.check()
+        _ = found.node
+    except ConfigError as error:
+        raise ConfigError(f"--compare {text!r}: {error}") from None
+    return found
 
 
 def rented(node: Machine, usd_per_hour: str | None) -> Machine:
@@ -116,10 +139,9 @@ def rented(node: Machine, usd_per_hour: str | None) -> Machine:
 
 
 def yuan_per_dollar(text: str) -> Decimal:
-    """The rate; ConfigError unless it is above 0."""
+    """The rate; ConfigError for one that cannot be."""
     rate = decimal_of(text, "--cny-per-usd")
-    if rate <= 0:
-        raise ConfigError(f"--cny-per-usd must be above 0, got {text}")
+    check_decimal("--cny-per-usd", rate, "above 0", "1000")
     return rate
 
 

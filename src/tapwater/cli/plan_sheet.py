@@ -1,26 +1,22 @@
 """A price sheet from predicted rates."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
 
 from tapwater.cost.hardware import Rent
 from tapwater.cost.inputs import Basis, Exchange, Rates
 from tapwater.cost.plan import Plan, decimal
 from tapwater.cost.price import PriceSheet
-from tapwater.cost.sheet_file import write_sheet
 from tapwater.errors import ConfigError
 
 MARGIN = Decimal("0.05")
 
 
-def write_predicted(found: Plan, model: str, cny_per_usd: Decimal, path: Path) -> None:
-    """Write the sheet whose costs are the plan's; ConfigError for a machine without rent, or hits that cost nothing."""
-    write_sheet(predicted_sheet(found, model, cny_per_usd, datetime.now(UTC)), path)
-
-
 def predicted_sheet(found: Plan, model: str, cny_per_usd: Decimal, now: datetime) -> PriceSheet:
-    """The sheet of one unit: its rates while busy, its rent, the plan's utilisation."""
+    """The sheet of one unit, whose costs are the plan's: its rates while busy, its rent, the plan's utilisation.
+
+    ConfigError for a machine without rent, or hits that cost nothing.
+    """
     machine, layout, busy = found.serving.machine, found.serving.layout, found.busy
     rent = machine.usd_per_hour
     if rent is None or found.usd_per_hour is None:

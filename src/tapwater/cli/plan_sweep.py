@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from tapwater.cli.plan_tables import money
+from tapwater.config import ModelConfig
 from tapwater.cost.sweep import SweepPoint
 from tapwater.errors import ConfigError
 
 EVERY = 100  # points between two reports of progress
 
 Progress = Callable[[int, int], None]
+
+
+def usual_contexts(config: ModelConfig) -> list[int]:
+    """1,024 tokens and its doublings up to 131,072, as far as the model goes: those it has when nobody says which."""
+    longest = config.max_position_embeddings
+    return [each for each in (2**power for power in range(10, 18)) if each <= longest] or [longest]
 
 
 def collect(points: Iterator[SweepPoint], total: int, progress: Progress) -> list[SweepPoint]:

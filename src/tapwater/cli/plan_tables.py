@@ -1,25 +1,26 @@
 """What `tapwater plan` shows: plain facts for JSON, and the same as text."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tapwater.cli.text_table import text_table
-from tapwater.cost.evidence import Evidence
-from tapwater.cost.memory import Memory
 from tapwater.cost.money import plain
-from tapwater.cost.plan import Plan, TokenCost
-from tapwater.cost.split import SplitPlan
-from tapwater.cost.sweep import SweepPoint
+
+if TYPE_CHECKING:
+    from tapwater.cost.evidence import Evidence
+    from tapwater.cost.memory import Memory
+    from tapwater.cost.plan import Plan, TokenCost
+    from tapwater.cost.split import SplitPlan
+    from tapwater.cost.sweep import SweepPoint
 
 GB = 1e9
 MAX_PARTS = 5  # of a step, the slowest ones
 
 
-def plan_facts(found: Plan, cny_per_usd: Decimal) -> dict[str, Any]:
+def plan_facts(found: "Plan", cny_per_usd: Decimal) -> dict[str, Any]:
     """Everything `serve` shows of a plan; money is text."""
     serving, point, full = found.serving, found.point, found.full
     rate = found.output_tokens_per_s
@@ -57,7 +58,7 @@ def plan_facts(found: Plan, cny_per_usd: Decimal) -> dict[str, Any]:
     }
 
 
-def split_facts(found: SplitPlan, cny_per_usd: Decimal) -> dict[str, Any]:
+def split_facts(found: "SplitPlan", cny_per_usd: Decimal) -> dict[str, Any]:
     """Everything `serve` shows of separate prefill and decode units; rates are a unit's that never idles."""
     kinds = {"prefill": found.prefill, "decode": found.decode}
     return {
@@ -83,13 +84,13 @@ def split_facts(found: SplitPlan, cny_per_usd: Decimal) -> dict[str, Any]:
     }
 
 
-def memory_facts(memory: Memory) -> dict[str, Any]:
+def memory_facts(memory: "Memory") -> dict[str, Any]:
     """Bytes of the fullest device."""
     parts = {f"{name}_bytes": number for name, number in memory.by_part.items() if number}
     return {**parts, "total_bytes": memory.total_bytes, "usable_bytes": memory.usable_bytes, "fits": memory.fits}
 
 
-def cost_facts(cost: TokenCost | None, rate: Decimal) -> dict[str, str] | None:
+def cost_facts(cost: "TokenCost | None", rate: Decimal) -> dict[str, str] | None:
     """Money per million tokens as text, to a millionth."""
     if cost is None:
         return None
@@ -180,7 +181,7 @@ def show_machines(found: Sequence[Mapping[str, Any]], refused: Mapping[str, str]
         _write("\n" + text_table(("cannot", ""), list(refused.items()), "l"))
 
 
-def show_sweep(points: Sequence[SweepPoint]) -> None:
+def show_sweep(points: "Sequence[SweepPoint]") -> None:
     rows = [
         (
             f"{point.batch:,}",
@@ -215,7 +216,7 @@ def show_training(facts: Mapping[str, Any]) -> None:
     _write(text_table(("", "", ""), [(*row, "") for row in rows], "lr"))
 
 
-def show_evidence(rows: Sequence[Evidence]) -> None:
+def show_evidence(rows: "Sequence[Evidence]") -> None:
     header = ("", "predicted", "measured", "factor", "")
     cells = [(row.name, _rate(row.predicted), _rate(row.measured), f"{row.factor:.2f}", "") for row in rows]
     _write(text_table(header, cells, "lrrr"))
@@ -226,10 +227,6 @@ def show_evidence(rows: Sequence[Evidence]) -> None:
 
 def seconds(value: float) -> str:
     return f"{value:,.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
-def write_json(facts: Any) -> None:
-    _write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _gigabytes(part: str, facts: Mapping[str, Any]) -> str:

@@ -2,21 +2,13 @@
 
 import sys
 from decimal import Decimal
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
-from tapwater.cli.models import model_config
-from tapwater.cli.plan_options import Question, yuan_per_dollar
-from tapwater.cli.plan_tables import write_json
-from tapwater.cost.candidates import chunk_tokens
-from tapwater.cost.layout import Layout, parse_layout
-from tapwater.cost.memory import largest_batch
-from tapwater.cost.money import decimal_of
-from tapwater.cost.plan import node_share, rent_of
-from tapwater.cost.target import Target, load_for_price
-from tapwater.cost.throughput import Serving
+from tapwater.cli.output import AsJson, write_json
 from tapwater.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tapwater.cost.target import Target
 
 
 def target(
@@ -34,7 +26,7 @@ def target(
     layout: str | None = None,
     usd_per_hour: str | None = None,
     cny_per_usd: str = "7.2",
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the load at which a million output tokens cost no more than a price.
 
@@ -67,6 +59,16 @@ def target(
     cny_per_usd
         Yuan for a dollar; 7.2 is an assumption.
     """
+    from tapwater.cli.models import model_config
+    from tapwater.cli.plan_options import Question, yuan_per_dollar
+    from tapwater.cost.candidates import chunk_tokens
+    from tapwater.cost.layout import Layout, parse_layout
+    from tapwater.cost.memory import largest_batch
+    from tapwater.cost.money import decimal_of
+    from tapwater.cost.plan import node_share, rent_of
+    from tapwater.cost.target import load_for_price
+    from tapwater.cost.throughput import Serving
+
     if (usd_per_million is None) == (cny_per_million is None):
         raise ConfigError("give either --usd-per-million or --cny-per-million: the price that is to be true")
     question = Question(
@@ -95,7 +97,7 @@ def target(
     )
 
 
-def target_facts(found: Target, exchange: Decimal) -> dict[str, object]:
+def target_facts(found: "Target", exchange: Decimal) -> dict[str, object]:
     """Everything `target` finds, money as strings of dollars."""
     return {
         "usd_per_hour": str(found.hour),
@@ -113,7 +115,7 @@ def target_facts(found: Target, exchange: Decimal) -> dict[str, object]:
     }
 
 
-def _said(found: Target, exchange: Decimal) -> str:
+def _said(found: "Target", exchange: Decimal) -> str:
     price = f"${found.per_million:.4f} (¥{found.per_million * exchange:.2f}) per million output tokens"
     lines = [
         f"an hour of ${found.hour:.4f} pays for {price} at {found.needed_tokens_per_s:,.1f} tokens/s, all of the time",

@@ -3,11 +3,11 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from tapwater.cli.common import progress_bar
+from tapwater.cli.output import AsJson, write_json
 from tapwater.cli.price_options import creation_date, energy_of, hours_of, period_of, start_of
 from tapwater.cli.price_tables import (
     break_even,
@@ -19,7 +19,6 @@ from tapwater.cli.price_tables import (
     show_reconciliation,
     show_sheet,
     six_decimals,
-    write_json,
 )
 from tapwater.cost import compare as compared
 from tapwater.cost.figure import Rent
@@ -30,8 +29,6 @@ from tapwater.cost.sheet_file import read_sheet, sheet_json, write_sheet
 from tapwater.errors import ConfigError
 
 price = App(name="price", help="What a token costs and is sold for: a little above cost, never typed in.")
-
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object instead of tables.")]
 
 
 @price.command
@@ -170,6 +167,8 @@ def compare(
     own_sheet = read_sheet(Path(ours)) if ours.endswith(".json") else None
     base = compared.find_price(ours) if own_sheet is None else compared.sheet_price(own_sheet)
     others = [each for each in compared.select_prices(provider, since, until) if each != base]
+    if not others:
+        raise ConfigError("no public prices of that provider and time; `tapwater price compare` lists all there are")
     ratios = compared.compare_prices(base, others)
     claims = compared.check_claims() if base.label == compared.LAUNCH else []
     breaks = [break_even(own_sheet, each) for each in ratios] if own_sheet is not None else []
@@ -210,7 +209,8 @@ def reconcile(
     since: str | None = None,
     until: str | None = None,
     usd_per_hour: str | None = None,
-    after: int | None = None,
+    after: int = 0,
+    last: int | None = None,
     created: str | None = None,
     valid_from: str | None = None,
     out: Path | None = None,
@@ -219,7 +219,7 @@ def reconcile(
     """Hold what requests were charged against what the machines cost, and propose the next price sheet.
 
     A ledger with a hole is refused, with the line: a missing or repeated row, a time that goes back, a charge that is
-    not what its sheet says, a last line cut off.
+    not what its sheet says, a last line cut off. All sheets are of one model on one machine.
 
     Parameters
     ----------
@@ -239,6 +239,8 @@ def reconcile(
         What an hour of it cost, electricity included.
     after
         The last sequence number reconciled before; 0 for none.
+    last
+        The sequence number the ledger must end with, so that rows missing at its end are found.
     created
         Date of the next sheet; without it today (UTC).
     valid_from
@@ -255,7 +257,7 @@ def reconcile(
     sheets = [read_sheet(path) for path in sheet]
     paid = hours_of(hours, machine, since, until, usd_per_hour)
     with progress_bar(f"Reading {ledger.name}", DownloadColumn(), TimeRemainingColumn()) as progress:
-        result = reconcile_ledger(read_ledger(ledger, progress), sheets, paid, after)
+        result = reconcile_ledger(read_ledger(ledger, progress), sheets, paid, after, last)
     day = creation_date(created)
     following = propose(result, sheets, day, start_of(valid_from, day))
     if out is not None:

@@ -1,6 +1,5 @@
 """What `tapwater price` shows: tables, and the same as plain JSON."""
 
-import json
 import sys
 from collections.abc import Sequence
 from decimal import Decimal
@@ -150,10 +149,6 @@ def show_reconciliation(result: "Reconciliation", following: PriceSheet, expecte
 
 def six_decimals(value: Decimal) -> str:
     return plain(round(value, 6))
-
-
-def write_json(facts: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _numbers(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

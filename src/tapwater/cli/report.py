@@ -32,18 +32,24 @@ FORMULAS = (
 )
 
 
-def write_report(path: Path, model: str, answers: Mapping[str, Plan], cny_per_usd: Decimal) -> None:
-    """Replace `path` by the report; `answers` are the plan and what it is compared with, by name."""
-    path.write_text(report(model, answers, cny_per_usd), encoding="utf-8")
+def write_report(
+    path: Path, model: str, answers: Mapping[str, Plan], refused: Mapping[str, str], cny_per_usd: Decimal
+) -> None:
+    """Replace `path` by the report; `answers` are the plan and what it is compared with, `refused` why others are not.
+
+    Both are by name.
+    """
+    path.write_text(report(model, answers, refused, cny_per_usd), encoding="utf-8")
 
 
-def report(model: str, answers: Mapping[str, Plan], cny_per_usd: Decimal) -> str:
+def report(model: str, answers: Mapping[str, Plan], refused: Mapping[str, str], cny_per_usd: Decimal) -> str:
     """The page."""
     base = next(iter(answers.values()))
     title = f"{model} on {base.serving.machine.name}"
     traffic = base.traffic
     sections = (
         _plans(answers, cny_per_usd),
+        *(f"<p>{escape(name)}: cannot: {escape(reason)}</p>\n" for name, reason in refused.items()),
         _cost_plots(base),
         _time_plots(answers),
         _cache(base),

@@ -1,6 +1,5 @@
 """A price beside public ones, and beside what a machine's hour costs."""
 
-import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from pathlib import Path
 
 from tapwater.config.parse import nearest
 from tapwater.cost.inputs import check_text
-from tapwater.cost.money import build
+from tapwater.cost.money import build, own_context
+from tapwater.cost.plausible import check_origin
 from tapwater.cost.price import CURRENCIES, Currency, PriceSheet
 from tapwater.errors import ConfigError
 
@@ -121,11 +121,16 @@ def find_price(label: str) -> ListPrice:
 def select_prices(provider: str | None = None, since: str | None = None, until: str | None = None) -> list[ListPrice]:
     """Public prices of a provider and of dates from `since` to `until` (ISO year, month or day, both included).
 
-    ConfigError for a provider without prices, naming the nearest, and for a date that is none.
+    ConfigError for a provider without prices, naming the nearest, for a date that is none, and a span that ends early.
     """
     for name, value in (("since", since), ("until", until)):
-        if value is not None and not re.fullmatch(r"[0-9]{4}(-[0-9]{2}){0,2}", value):
-            raise ConfigError(f"{name}: {value!r} is not a year, month or day such as 2024, 2024-05 or 2024-05-06")
+        if value is not None:
+            try:
+                check_origin(name, value)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from None
+    if since is not None and until is not None and since[: len(until)] > until[: len(since)]:
+        raise ConfigError(f"since {since} is after until {until}: no price can be in between")
     providers = {each.provider.lower(): each.provider for each in list_prices()}
     if provider is not None and provider.lower() not in providers:
         raise ConfigError(
@@ -148,6 +153,7 @@ def sheet_price(sheet: PriceSheet) -> ListPrice:
     return ListPrice("", sheet.model, sheet.created.isoformat(), f"{kind}: {text}", f"sheet {sheet.version}", usd, cny)
 
 
+@own_context()
 def compare_prices(ours: ListPrice, others: Sequence[ListPrice]) -> list[Comparison]:
     """Ratios of other prices to ours, in dollars where both have them, else in yuan; ConfigError if in neither."""
     return [_compare(ours, other) for other in others]
@@ -159,16 +165,19 @@ def check_claims() -> list[CheckedClaim]:
     return [CheckedClaim(claim, each.input, each.output) for claim, each in zip(claims(), ratios, strict=True)]
 
 
+@own_context()
 def revenue_per_hour(tokens_per_s: Decimal, per_million: Decimal) -> Decimal:
     """What a machine earns in an hour in which it does nothing else, in the currency of the price."""
     return tokens_per_s * _SECONDS / _MILLION * per_million
 
 
+@own_context()
 def break_even_utilisation(cost_per_hour: Decimal, tokens_per_s: Decimal, per_million: Decimal) -> Decimal:
     """The share of its time a machine must be busy for the price to pay for it; above 1 it never does."""
     return cost_per_hour / revenue_per_hour(tokens_per_s, per_million)
 
 
+@own_context()
 def break_even_tokens_per_s(cost_per_hour: Decimal, per_million: Decimal) -> Decimal:
     """The rate at which a machine that is always busy earns what it costs."""
     return cost_per_hour * _MILLION / _SECONDS / per_million

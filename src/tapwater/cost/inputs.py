@@ -6,6 +6,7 @@ from typing import Literal
 
 from tapwater.cost.figure import Rent
 from tapwater.cost.money import check_decimal
+from tapwater.cost.plausible import check_origin
 from tapwater.errors import ConfigError
 
 
@@ -50,8 +51,7 @@ class Energy:
     def __post_init__(self) -> None:
         check_decimal("power_w", self.power_w, "above 0", "1000000")
         check_decimal("usd_per_kwh", self.usd_per_kwh, "0 or more", "10")
-        check_text("source", self.source)
-        check_text("date", self.date)
+        check_origin(self.source, self.date)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         check_decimal("cny_per_usd", self.cny_per_usd, "above 0", "1000")
-        check_text("source", self.source)
-        check_text("date", self.date)
+        check_origin(self.source, self.date)
 
 
 def hourly_cost(rent: Rent, energy: Energy | None = None) -> Decimal:

@@ -34,7 +34,7 @@ _HOURS = dict.fromkeys(("machine", "from", "to", "usd_per_hour"), str)
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One finished request; `machine_s` is its share of a machine's time, shares of a batch adding up to it."""
+    """One finished request, counted from 1; `machine_s` is its share of machine time, shares of a batch adding up."""
 
     sequence: int
     id: str
@@ -44,6 +44,10 @@ class LedgerRow:
     usage: Usage
     pico_usd: int
     machine_s: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        if self.sequence < 1:
+            raise ConfigError(f"sequence must be at least 1, got {self.sequence}")
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,16 @@ def read_ledger(path: Path, progress: Callable[[int, int], None] | None = None) 
             if isinstance(seconds, bool) or not isinstance(seconds, int | Decimal):
                 raise ConfigError(f"{where}: machine_s is {seconds!r}, not a number of seconds")
             seconds = Decimal(seconds)
+        completed_at = moment_of(data["completed_at"], f"{where}: completed_at")
+        text = data["id"], completed_at, data["model"], data["sheet_version"]
         try:
             if seconds is not None:
                 check_decimal("machine_s", seconds, "0 or more", "1000000000")
             usage = Usage(*(data[name] for name in _USAGE))
+            row = LedgerRow(data["sequence"], *text, usage, data["pico_usd"], seconds)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        completed_at = moment_of(data["completed_at"], f"{where}: completed_at")
-        text = data["id"], completed_at, data["model"], data["sheet_version"]
-        yield where, LedgerRow(data["sequence"], *text, usage, data["pico_usd"], seconds)
+        yield where, row
 
 
 def read_hours(path: Path) -> list[MachineHours]:

@@ -5,9 +5,10 @@ import functools
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tapwater.config.parse import from_mapping
@@ -17,6 +18,13 @@ T = TypeVar("T")
 _hints = functools.cache(get_type_hints)  # a file may hold hundreds of tables of one class
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
+
+
+@contextmanager
+def own_context() -> Iterator[None]:
+    """Decimals are computed to 28 digits inside it, and in a function it decorates, whatever context the caller set."""
+    with localcontext(Context(prec=28, rounding=ROUND_HALF_EVEN)):
+        yield
 
 
 def decimal_of(value: object, where: str) -> Decimal:

@@ -17,14 +17,24 @@ _DIGITS = 18  # decimals kept where a measured ratio goes on as a number
 
 
 def propose(result: Reconciliation, sheets: Sequence[PriceSheet], created: date, valid_from: datetime) -> PriceSheet:
-    """The newest sheet anew, with what the ledger shows: by it the same requests earn what machines cost, and margin.
+    """The newest sheet that was used, with what the ledger shows: now the same requests earn machines' cost and margin.
 
     Machine time counts at its mean price in dollars per hour, electricity included. How much faster or slower machines
     were than the sheets' rates changes all three rates alike, for a ledger cannot tell them apart, and rates that were
     predicted stay so. The busy share of machine time is the utilisation. Factors of tiers keep their proportion and get
-    a mean of 1, by machine time, over this ledger. ConfigError without tokens.
+    a mean of 1, by machine time, over this ledger. ConfigError without tokens, and when the sheet would hold for
+    requests that were charged by another.
     """
-    newest = max(sheets, key=lambda sheet: sheet.valid_from)
+    versions = {version for version, _ in result.usage}
+    used_sheets = [sheet for sheet in sheets if sheet.version in versions]
+    if not used_sheets:
+        raise ConfigError("no request of the ledger was charged by any of these sheets")
+    newest = max(used_sheets, key=lambda sheet: sheet.valid_from)
+    if valid_from <= result.last_completed_at:
+        raise ConfigError(
+            f"valid_from {valid_from.isoformat()} is not after {result.last_completed_at.isoformat()}, when the last "
+            "request was completed and charged by an older sheet; choose a later one"
+        )
     by_tier = {tier: nominal_s(used, newest.rates) for tier, used in _tiers(newest, result).items()}
     nominal = sum(by_tier.values(), Fraction(0))
     if nominal == 0 or result.busy_s == 0:

@@ -35,8 +35,8 @@ class Limits:
                 raise ConfigError(f"{name} must be a positive number of seconds, got {limit}")
         if not 1 <= self.max_nodes <= 10**5:
             raise ConfigError(f"max_nodes must be from 1 to 100,000, got {self.max_nodes}")
-        if not 0 < self.utilisation < 1:
-            raise ConfigError(f"utilisation is a share between 0 and 1, got {self.utilisation}: 70% is 0.7")
+        if not 0.001 <= self.utilisation < 1:
+            raise ConfigError(f"utilisation is a share from 0.001 to below 1, got {self.utilisation}: 70% is 0.7")
 
     def excess(self, point: Point) -> float:
         """How many times over the limits a point is; up to 1 it keeps to them."""
@@ -156,7 +156,7 @@ def node_share(layout: Layout, machine: Machine) -> float:
 
 
 def rent_of(rent: Rent, nodes: float) -> Decimal:
-    """What an hour of so many nodes costs; a part of a node is one of equal ones, so that money divides exactly."""
+    """What an hour of so many nodes costs; a part of a node is one of equal ones, so no float enters."""
     return rent.amount * round(nodes) if nodes >= 1 else rent.amount / round(1 / nodes)
 
 

@@ -25,6 +25,7 @@ Currency = Literal["USD", "CNY"]
 CURRENCIES: tuple[Currency, ...] = ("USD", "CNY")
 STANDARD = "standard"  # the tier outside all periods
 PICO = 10**12
+FORMAT = 1  # of a sheet's content: raised when the same inputs are written differently, or mean something else
 MAX_MARGIN = "1"  # twice the cost is not a little above it
 
 
@@ -125,9 +126,13 @@ class PriceSheet:
 
     @cached_property
     def content(self) -> Mapping[str, Any]:
-        """The sheet as plain JSON values, costs beside prices; all of it but the version."""
+        """The sheet as plain JSON values, costs beside prices; all of it but the version.
+
+        What is None is left out: an optional field that is added later leaves the versions of older sheets as they are.
+        """
         return {
-            **dump(self),
+            "format": FORMAT,
+            **_said(dump(self)),
             "costs_per_million": {each.lower(): dump(self.costs(each)) for each in CURRENCIES},
             "prices_per_million": {
                 tier: {each.lower(): dump(self.prices(each, tier)) for each in CURRENCIES} for tier in self.tiers
@@ -210,6 +215,13 @@ def charge(sheet: PriceSheet, usage: Usage, completed_at: datetime, currency: Cu
 def pico_amount(pico: int) -> Decimal:
     """Pico-units as units of the currency, exactly."""
     return Decimal(f"{pico}E-12")
+
+
+def _said(value: Any) -> Any:
+    """Tables without what is None, at any depth."""
+    if isinstance(value, dict):
+        return {name: _said(each) for name, each in value.items() if each is not None}
+    return [_said(each) for each in value] if isinstance(value, list) else value
 
 
 def _per_million(pico_per_token: int) -> Decimal:

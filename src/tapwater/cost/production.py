@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from tapwater.cost.compare import Amounts, find_price
-from tapwater.cost.money import check_decimal
+from tapwater.cost.money import check_decimal, own_context
 from tapwater.errors import ConfigError
 
 _MILLION = 1_000_000
@@ -64,10 +64,12 @@ class Account:
     blended_usd_per_million: Decimal
 
     @property
+    @own_context()
     def profit_usd(self) -> Decimal:
         return self.revenue_usd - self.cost_usd
 
     @property
+    @own_context()
     def nodes(self) -> Decimal:
         return self.prefill_nodes + self.decode_nodes
 
@@ -83,6 +85,7 @@ class Published:
     hit_share: Decimal
 
 
+@own_context()
 def account(day: Day) -> Account:
     """Cost, revenue, nodes and cost per token that follow from a day's inputs."""
     seconds, node_hour = day.hours * _SECONDS, day.gpus_per_node * day.usd_per_gpu_hour

@@ -12,6 +12,7 @@ from math import floor
 from tapwater.config.parse import nearest
 from tapwater.cost.inputs import Rates
 from tapwater.cost.ledger import LedgerRow, MachineHours
+from tapwater.cost.money import own_context, plain
 from tapwater.cost.price import PriceSheet, Usage, charge, pico_amount
 from tapwater.errors import ConfigError
 
@@ -21,11 +22,12 @@ class Reconciliation:
     """Sums over a ledger and the machine hours it lies in; dollars and seconds.
 
     `busy_s` is the rows' machine_s, or without it (`busy_measured` false) the time their tokens take at the rates
-    of the sheets they were charged by, at most all of it. `margin` is profit over cost, `usage` by version and tier.
+    of the sheets they were charged by. `margin` is profit over cost, `usage` by version and tier.
     """
 
     first_sequence: int
     last_sequence: int
+    last_completed_at: datetime
     requests: int
     usage: dict[tuple[str, str], Usage]
     revenue_pico_usd: int
@@ -41,50 +43,62 @@ class Reconciliation:
         return pico_amount(self.revenue_pico_usd)
 
     @property
+    @own_context()
     def idle_s(self) -> Decimal:
         return self.machine_s - self.busy_s
 
     @property
+    @own_context()
     def idle_usd(self) -> Decimal:
         """Cost of the time in which nobody asked for anything: part of `machine_usd`, not besides it."""
         return self.machine_usd * self.idle_s / self.machine_s
 
     @property
+    @own_context()
     def profit_usd(self) -> Decimal:
         return self.revenue_usd - self.machine_usd
 
     @property
+    @own_context()
     def margin(self) -> Decimal:
         return self.profit_usd / self.machine_usd
 
 
+@own_context()
 def reconcile_ledger(
     rows: Iterable[tuple[str, LedgerRow]],
     sheets: Sequence[PriceSheet],
     hours: Sequence[MachineHours],
-    after: int | None = None,
+    after: int = 0,
+    last: int | None = None,
 ) -> Reconciliation:
     """Sum a ledger up, row by row; `rows` come with their place, as `read_ledger` gives them.
 
-    `after` is the last sequence number reconciled before (0: none), so that nothing is missing in between.
+    `after` is the last sequence number reconciled before (0: none), so that nothing is missing in between; `last` the
+    one the ledger must end with (None: any), for a cut between two rows cannot be seen in the file.
 
-    ConfigError names the first row that leaves a gap or comes twice, goes back in time, was charged otherwise than its
-    sheet says, by an unknown sheet, outside all machine hours, or with an id seen before. Only ids are kept in memory.
+    ConfigError names sheets of several models or machines, tokens that machine hours cannot hold, and the first row
+    that leaves a gap or comes twice, goes back in time, was charged otherwise than its sheet says, by an unknown sheet,
+    outside all machine hours, or with an id seen before. Only ids are kept in memory.
     """
+    if after < 0:
+        raise ConfigError(f"after must be 0 (nothing was reconciled before) or more, got {after}")
+    _check_one_price(sheets)
     by_version = {sheet.version: sheet for sheet in sheets}
     spans = _spans(hours)
     usage: dict[tuple[str, str], list[int]] = {}
     ids: set[str] = set()
     revenue, busy = 0, Decimal(0)
     first: LedgerRow | None = None
-    last: LedgerRow | None = None
+    before: LedgerRow | None = None
     for where, row in rows:
-        previous = after if last is None else last.sequence
-        if previous is not None and row.sequence != previous + 1:
+        previous = after if before is None else before.sequence
+        if row.sequence != previous + 1:
             what = "a hole: rows are missing" if row.sequence > previous else "a row comes twice, or out of order"
-            raise ConfigError(f"{where}: sequence {row.sequence} after {previous}: {what}")
-        if last is not None:
-            _check_order(row, last, where)
+            hint = "; after is the last one reconciled before" if before is None else ""
+            raise ConfigError(f"{where}: sequence {row.sequence} after {previous}: {what}{hint}")
+        if before is not None:
+            _check_order(row, before, where)
         if row.id in ids:
             raise ConfigError(f"{where}: request {row.id!r} was charged before, in an earlier row")
         ids.add(row.id)
@@ -96,9 +110,11 @@ def reconcile_ledger(
             totals[index] += tokens
         revenue += row.pico_usd
         busy += row.machine_s or 0
-        first, last = first or row, row
-    if first is None or last is None:
+        first, before = first or row, row
+    if first is None or before is None:
         raise ConfigError("the ledger is empty: nothing to reconcile")
+    if last is not None and before.sequence != last:
+        raise ConfigError(f"the ledger ends with sequence {before.sequence}, not {last}: rows are missing, or too many")
     sums = {key: Usage(*totals) for key, totals in usage.items()}
     machine_s = sum((each.seconds for each in hours), Decimal(0))
     measured = first.machine_s is not None
@@ -106,10 +122,16 @@ def reconcile_ledger(
         raise ConfigError(f"the rows' machine_s add up to {busy} s, but machines were paid for only {machine_s} s")
     if not measured:
         nominal = sum((nominal_s(used, by_version[version].rates) for (version, _), used in sums.items()), Fraction(0))
-        busy = min(Decimal(f"{floor(nominal * 10**12)}E-12"), machine_s)
+        busy = Decimal(f"{floor(nominal * 10**12)}E-12")
+        if busy > machine_s:
+            raise ConfigError(
+                f"by the sheets' rates the tokens take {plain(busy)} s of a machine, but machines were paid for "
+                f"only {plain(machine_s)} s: are hours missing, or rates too low? machine_s in all rows would say"
+            )
     return Reconciliation(
         first_sequence=first.sequence,
-        last_sequence=last.sequence,
+        last_sequence=before.sequence,
+        last_completed_at=before.completed_at,
         requests=len(ids),
         usage=sums,
         revenue_pico_usd=revenue,
@@ -129,6 +151,14 @@ def nominal_s(usage: Usage, rates: Rates) -> Fraction:
         + usage.prompt_cache_miss_tokens / Fraction(rates.prefill_tokens_per_s)
         + usage.completion_tokens / Fraction(rates.decode_tokens_per_s)
     )
+
+
+def _check_one_price(sheets: Sequence[PriceSheet]) -> None:
+    """ConfigError for sheets of several models or machines: tokens of one say nothing about the price of another."""
+    for what in ("model", "machine"):
+        names = sorted({getattr(sheet, what) for sheet in sheets})
+        if len(names) > 1:
+            raise ConfigError(f"sheets of several {what}s: {', '.join(map(repr, names))}; reconcile each by itself")
 
 
 def _check_order(row: LedgerRow, last: LedgerRow, where: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tapwater.cost.money import build, read_json
-from tapwater.cost.price import PriceSheet
+from tapwater.cost.price import FORMAT, PriceSheet
 from tapwater.errors import ConfigError
 
 _DERIVED = ("costs_per_million", "prices_per_million", "version")
@@ -31,8 +31,8 @@ def write_sheet(sheet: PriceSheet, path: Path) -> None:
 def read_sheet(path: Path) -> PriceSheet:
     """The sheet of a file written by `write_sheet`.
 
-    ConfigError names a field that is unknown, missing, of the wrong type or absurd, and a cost, price or version that
-    does not follow from the inputs.
+    ConfigError names a format or field that is unknown, a field that is missing, of the wrong type or absurd, and a
+    cost, price or version that does not follow from the inputs.
     """
     try:
         data = read_json(path.read_bytes(), str(path))
@@ -40,7 +40,14 @@ def read_sheet(path: Path) -> PriceSheet:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a price sheet is a JSON object")
-    sheet = build(PriceSheet, {key: value for key, value in data.items() if key not in _DERIVED}, str(path))
+    if "format" not in data:
+        raise ConfigError(f"{path}: missing field 'format'; a sheet written by `tapwater price sheet` has one")
+    if type(data["format"]) is not int or data["format"] != FORMAT:
+        raise ConfigError(
+            f"{path}: format {data['format']!r} is unknown; this version of tapwater reads format {FORMAT}"
+        )
+    inputs = {key: value for key, value in data.items() if key not in ("format", *_DERIVED)}
+    sheet = build(PriceSheet, inputs, str(path))
     expected = {"version": sheet.version, **sheet.content}
     for name in _DERIVED:
         _compare(data.get(name), expected[name], f"{path}: {name}")

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import floor
 
-from tapwater.cost.compare import break_even_tokens_per_s
+from tapwater.cost.compare import break_even_tokens_per_s, revenue_per_hour
+from tapwater.cost.plan import decimal
 from tapwater.cost.throughput import Serving, decode
 from tapwater.errors import ConfigError
 
@@ -34,7 +35,7 @@ class Target:
 
     @property
     def highest_hour(self) -> Decimal:
-        return self.hour / Decimal(f"{self.utilisation:.6g}")
+        return revenue_per_hour(decimal(self.most_tokens_per_s), self.per_million)
 
 
 def load_for_price(serving: Serving, context: float, largest_batch: int, hour: Decimal, per_million: Decimal) -> Target:
