@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,33 @@ def plan_facts(found: "Plan", cny_per_usd: Decimal) -> dict[str, Any]:
         "extrapolated": list(dict.fromkeys(point.prefill.extrapolated + full.extrapolated)),
         "usd_per_hour": None if found.usd_per_hour is None else money(found.usd_per_hour),
         "usd_per_million": cost_facts(found.cost, Decimal(1)),
+        "usd_per_million_low": cost_facts(cost_between(found)[0], Decimal(1)),
+        "usd_per_million_high": cost_facts(cost_between(found)[1], Decimal(1)),
         "cny_per_million": cost_facts(found.cost, cny_per_usd),
         "cny_per_usd": plain(cny_per_usd),
     }
+
+
+def cost_between(found: "Plan") -> "tuple[TokenCost | None, TokenCost | None]":
+    """What tokens cost at the highest and the lowest rates expected: of prompts for input, of decoding for output."""
+    if found.cost is None:
+        return None, None
+    from tapwater.cost.plan import decimal
+
+    started, full = found.point.prefill, found.full
+    ends = []
+    for end in ("high", "low"):
+        prompts, answers = (decimal(each.tokens_per_s / getattr(each, end)) for each in (started, full))
+        cost = found.cost
+        ends.append(
+            replace(
+                cost,
+                input_miss_usd=cost.input_miss_usd * prompts,
+                input_hit_usd=cost.input_hit_usd * prompts,
+                output_usd=cost.output_usd * answers,
+            )
+        )
+    return ends[0], ends[1]
 
 
 def split_facts(found: "SplitPlan", cny_per_usd: Decimal) -> dict[str, Any]:
@@ -129,6 +154,8 @@ def show_plans(columns: Mapping[str, Mapping[str, Any]]) -> None:
         rows += [(f"{sign} per million tokens", *("" for _ in columns), "")]
         for part, label in (("input_miss", "input"), ("input_hit", "input, cached"), ("output", "output")):
             row(f"  {label}", partial(_cost, currency, part))
+        if currency == "usd":
+            row("  output, expected", _expected_cost)
     _write(text_table(("", *columns, ""), rows, "l" + "r" * len(columns)))
     for reason in dict.fromkeys(each for facts in columns.values() for each in facts["extrapolated"]):
         _write(f"extrapolated: {reason}\n")
@@ -220,9 +247,13 @@ def show_evidence(rows: "Sequence[Evidence]") -> None:
     header = ("", "predicted", "measured", "factor", "")
     cells = [(row.name, _rate(row.predicted), _rate(row.measured), f"{row.factor:.2f}", "") for row in rows]
     _write(text_table(header, cells, "lrrr"))
+    names: dict[str, list[str]] = {}
     for row in rows:
         assumed = f"; assumed: {row.assumption}" if row.assumption else ""
-        _write(f"\n{row.name}: {row.unit}; {row.machine}; {row.origin} ({row.date}){assumed}\n")
+        names.setdefault(f"{row.unit}; {row.machine}; {row.origin} ({row.date}){assumed}", []).append(row.name)
+    for origin, those in names.items():
+        several = f"the {len(those)} rows from {those[0]} to {those[-1]}" if len(those) > 1 else those[0]
+        _write(f"\n{several}: {origin}\n")
 
 
 def seconds(value: float) -> str:
@@ -243,6 +274,13 @@ def _cost(currency: str, part: str, facts: Mapping[str, Any]) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _expected_cost(facts: Mapping[str, Any]) -> str:
+    if facts["usd_per_million"] is None:
+        return ""
+    low, high = (_amount(facts[f"usd_per_million_{end}"], "output") for end in ("low", "high"))
+    return f"{low}..{high}"
 
 
 def _amount(cost: Mapping[str, str] | None, part: str) -> str:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import UTC, datetime
 from decimal import Decimal
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
 from tapwater.cli import report_plots as plots
-from tapwater.cli.plan_tables import GB, money, seconds
+from tapwater.cli.plan_tables import GB, cost_between, money, seconds
 from tapwater.cost import figures
 from tapwater.cost.evidence import evidence
 from tapwater.cost.hardware import Figure, Machine, Rent, machine
@@ -67,7 +68,7 @@ def report(model: str, answers: Mapping[str, Plan], refused: Mapping[str, str], 
         f"<h1>{escape(title)}</h1>\n<p>{escape(base.serving.machine.description)}</p>\n"
         f'<p class="soft">Prompts of {traffic.prompt_tokens:,} tokens, {traffic.hit_tokens:,} of them cached, answers '
         f"of {traffic.output_tokens:,}; loaded to {base.limits.utilisation:.0%} of capacity. "
-        f"tapwater {version('tapwater')}.</p>\n"
+        f"tapwater {version('tapwater')}, {datetime.now(UTC).date()}.</p>\n"
         f"{''.join(sections)}</main>\n</body>\n</html>\n"
     )
 
@@ -94,6 +95,7 @@ def _plans(answers: Mapping[str, Plan], rate: Decimal) -> str:
         ("a million input tokens", *(costs(p, "input_miss_usd") for p in answers.values())),
         ("a million cached input tokens", *(costs(p, "input_hit_usd") for p in answers.values())),
         ("a million output tokens", *(costs(p, "output_usd") for p in answers.values())),
+        ("  expected within", *(_cost_within(p) for p in answers.values())),
     ]
     return _table("The plan", ("", *answers), rows, right=len(answers))
 
@@ -101,6 +103,11 @@ def _plans(answers: Mapping[str, Plan], rate: Decimal) -> str:
 def _within(found: Plan) -> str:
     rate, full = found.output_tokens_per_s, found.full
     return f"{rate * full.low / full.tokens_per_s:,.0f} to {rate * full.high / full.tokens_per_s:,.0f}"
+
+
+def _cost_within(found: Plan) -> str:
+    low, high = cost_between(found)
+    return "" if low is None or high is None else f"${money(low.output_usd)} to ${money(high.output_usd)}"
 
 
 def _memory(found: Plan) -> str:
@@ -214,8 +221,9 @@ def _evidence() -> str:
         numbers = (f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in (each.predicted, each.measured))
         assumed = f"; assumed: {each.assumption}" if each.assumption else ""
         origin = f"{each.unit}; {each.machine}; {each.origin} ({each.date}){assumed}"
-        rows.append((each.name, *numbers, f"{each.factor:.2f}", origin))
-    header = ("", "predicted", "measured", "factor", "unit, source, what was assumed")
+        inside = "" if each.within is None else "yes" if each.within else "no"
+        rows.append((each.name, *numbers, f"{each.factor:.2f}", inside, origin))
+    header = ("", "predicted", "measured", "factor", "in interval", "unit, source, what was assumed")
     return _section("Predicted against measured", _rows(header, rows, 3))
 
 
