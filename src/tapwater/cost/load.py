@@ -93,11 +93,13 @@ class Unit:
         # Little's law, with a step as long as it is at that batch
         batch = settle(lambda batch: waiting_tokens * self.generated(batch).step_s, largest_batch)
         generated = self.generated(batch)
-        first_s = self._first_token_s(requests_per_s, busy, generated.step_s)
+        first_s = self.first_token_s(requests_per_s, busy, generated.step_s)
         return Point(requests_per_s, batch, first_s, generated.step_s / (1 - busy), self.started, generated)
 
-    def _first_token_s(self, requests_per_s: float, busy: float, step_s: float) -> float:
-        """Those prompts are computed together that arrive while others are: at a light load one, at the most as many as
+    def first_token_s(self, requests_per_s: float, busy: float, step_s: float) -> float:
+        """Seconds that a prompt waits and is computed while prompts take the share `busy` of the time.
+
+        Those prompts are computed together that arrive while others are: at a light load one, at the most as many as
         fill a chunk. Each of their chunks also waits for the running answers' step."""
         serving, traffic = self.serving, self.traffic
         chunks = -(-traffic.new_tokens // serving.chunk_tokens)

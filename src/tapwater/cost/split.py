@@ -69,7 +69,7 @@ def plan_split(
     room = largest_batch(config, machine, decode_layout, context=longest, formats=formats)
     batch = _batch(generating, limits.tpot_s, float(room))
     full, share = generating.generated(batch), limits.utilisation
-    ttft_s = started.started.step_s * (1 + share / (2 * (1 - share)))  # M/D/1
+    ttft_s = started.first_token_s(share / started.prompt_s, share, step_s=0.0)  # nobody generates beside them
     if limits.ttft_s is not None and ttft_s > limits.ttft_s:
         raise ConfigError(f"layout {prefill_layout}: a prompt waits {ttft_s:.3g} s, over the limit {limits.ttft_s:g} s")
     parts = (
