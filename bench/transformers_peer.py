@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from measure import FIRST_TOKEN
 from tapwater.config import ModelConfig, to_hf
-from tapwater.cost import expand_kv_elements, parameters
+from tapwater.cost.counts import expand_kv_elements, parameters
 from workloads import NotMeasuredError, Workload, cached_tokens
 
 LONGEST_PROMPT = 512  # longer ones take minutes

@@ -26,7 +26,7 @@ from subject import Tapwater
 from tapwater.checkpoint import load_config
 from tapwater.cli.common import load, locate
 from tapwater.config import ModelConfig, load_run
-from tapwater.cost import parameters
+from tapwater.cost.counts import parameters
 from tapwater.errors import ConfigError, TapwaterError
 from workloads import Engine, NotMeasuredError, Workload, offered
 

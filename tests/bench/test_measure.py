@@ -24,7 +24,7 @@ from measure import (
 from random_model import SHAPE
 from tapwater.checkpoint import load_config, load_model
 from tapwater.config import EngineConfig, replace_fields
-from tapwater.cost import parameters
+from tapwater.cost.counts import parameters
 from tapwater.llm import LLM
 
 

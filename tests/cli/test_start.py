@@ -54,7 +54,7 @@ def test_help_of_plan_loads_nothing_that_plans() -> None:
     assert run(script).stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize("room", ["tapwater.config", "tapwater.cost"])
+@pytest.mark.parametrize("room", ["tapwater.config"])
 def test_a_room_has_every_name_it_exports(room: str) -> None:
     script = (
         "import importlib, sys\n"

@@ -5,7 +5,7 @@ import pytest
 from ablation import with_mha
 from tapwater.checkpoint.names import meta_model
 from tapwater.config import ModelConfig, preset
-from tapwater.cost import (
+from tapwater.cost.counts import (
     expand_kv_elements,
     flops_per_token,
     grouped_kv_elements,

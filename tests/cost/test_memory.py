@@ -4,18 +4,12 @@ import pytest
 
 from machines import H800
 from tapwater.config import preset
-from tapwater.cost import (
-    Recipe,
-    largest_batch,
-    parameters,
-    pooled_cache_tokens,
-    serving_memory,
-    stage_layers,
-    stage_shards,
-    training_memory,
-)
+from tapwater.cost.counts import parameters
 from tapwater.cost.formats import Formats
 from tapwater.cost.layout import Layout
+from tapwater.cost.memory import largest_batch, pooled_cache_tokens, serving_memory, training_memory
+from tapwater.cost.recipe import Recipe
+from tapwater.cost.shards import stage_layers, stage_shards
 from tapwater.errors import ConfigError
 
 V2, V3, DENSE_67B = preset("deepseek-v2"), preset("deepseek-v3"), preset("deepseek-67b")

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tapwater.config import preset
-from tapwater.cost import experts_per_device, place_experts, placement_of
+from tapwater.cost.placement import experts_per_device, place_experts, placement_of
 from tapwater.errors import ConfigError
 
 V3 = preset("deepseek-v3")

@@ -12,29 +12,17 @@ from ablation import with_mha
 from machines import H800
 from sheets import V2_NODE
 from tapwater.config import ModelConfig, preset, replace_fields
-from tapwater.cost import (
-    experts_per_device,
-    grouped_kv_elements,
-    largest_batch,
-    moe_paper_flops,
-    parameters,
-    place_experts,
-    placement_of,
-    pooled_cache_tokens,
-    prefill_flops,
-    serving_memory,
-    step_decay,
-    training_days,
-    training_flops_per_token,
-    training_mfu,
-    training_usd,
-)
 from tapwater.cost.compare import LAUNCH, compare_prices, find_price, revenue_per_hour
+from tapwater.cost.counts import grouped_kv_elements, parameters, training_flops_per_token
 from tapwater.cost.formats import Formats, cache_bytes_per_token
 from tapwater.cost.layout import Layout
+from tapwater.cost.memory import largest_batch, pooled_cache_tokens, serving_memory
+from tapwater.cost.placement import experts_per_device, place_experts, placement_of
 from tapwater.cost.plan import layouts
 from tapwater.cost.production import PUBLISHED, account, published_day
 from tapwater.cost.throughput import Serving, decode, prefill
+from tapwater.cost.traffic import moe_paper_flops, prefill_flops
+from tapwater.cost.training import step_decay, training_days, training_mfu, training_usd
 from tapwater.engine.latent_cache import LatentCache
 from tapwater.model import BalanceConfig, Transformer
 from tapwater.model.balance import balance_losses

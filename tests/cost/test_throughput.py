@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernel_rates import RATES, measured
 from machines import H800
 from tapwater.config import preset
-from tapwater.cost import parameters
+from tapwater.cost.counts import parameters
 from tapwater.cost.formats import Formats
 from tapwater.cost.hardware import machine
 from tapwater.cost.kernels import between, kernel_seconds

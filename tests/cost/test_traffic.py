@@ -5,17 +5,9 @@ import random
 import pytest
 
 from tapwater.config import preset, replace_fields
-from tapwater.cost import (
-    expected_devices,
-    expected_experts,
-    flops_per_token,
-    layer_parameters,
-    moe_paper_flops,
-    parameters,
-    prefill_flops,
-    step_traffic,
-)
+from tapwater.cost.counts import flops_per_token, layer_parameters, parameters
 from tapwater.cost.formats import Formats
+from tapwater.cost.traffic import expected_devices, expected_experts, moe_paper_flops, prefill_flops, step_traffic
 from tapwater.errors import ConfigError
 
 V2, LITE, V3 = preset("deepseek-v2"), preset("deepseek-v2-lite"), preset("deepseek-v3")

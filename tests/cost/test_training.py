@@ -7,19 +7,13 @@ import pytest
 
 from machines import H800
 from tapwater.config import ModelConfig, preset
-from tapwater.cost import (
-    Recipe,
-    bubble_s,
-    step_decay,
-    training_days,
-    training_flops_per_token,
-    training_memory,
-    training_mfu,
-    training_step,
-    training_usd,
-)
 from tapwater.cost.collectives import expert_exchange_s
+from tapwater.cost.counts import training_flops_per_token
 from tapwater.cost.layout import Layout
+from tapwater.cost.memory import training_memory
+from tapwater.cost.pipeline import bubble_s
+from tapwater.cost.recipe import Recipe
+from tapwater.cost.training import step_decay, training_days, training_mfu, training_step, training_usd
 from tapwater.errors import ConfigError
 
 V2, V3, DENSE_67B = preset("deepseek-v2"), preset("deepseek-v3"), preset("deepseek-67b")

@@ -3,7 +3,8 @@
 import pytest
 
 from tapwater.config import ModelConfig, preset
-from tapwater.cost import flops_per_token, parameters, prefill_flops
+from tapwater.cost.counts import flops_per_token, parameters
+from tapwater.cost.traffic import prefill_flops
 from tapwater.cost.work import decode_work, prefill_work
 
 MODELS = [preset(name) for name in ("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "deepseek-67b", "smollm2-135m")]

@@ -20,7 +20,7 @@ from tapwater.checkpoint.packing import Changes
 from tapwater.checkpoint.weights import Progress
 from tapwater.config import ModelConfig, read_config, read_json
 from tapwater.config.parse import from_mapping
-from tapwater.cost import parameters
+from tapwater.cost.counts import parameters
 from tapwater.errors import CheckpointError, ConfigError
 from tapwater.model import PackedWeights
 from tapwater.ops.quant import Format, PackedWeight, blocks_shape

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tapwater.checkpoint.names import Entry, layout, meta_model, shared_copies
 from tapwater.config import ModelConfig
-from tapwater.cost import parameters
+from tapwater.cost.counts import parameters
 from tapwater.errors import CheckpointError
 from tapwater.model import Transformer
 

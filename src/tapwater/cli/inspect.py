@@ -10,7 +10,7 @@ from tapwater.cli.common import DEFAULT_MODEL, progress_bar
 from tapwater.cli.models import model_config
 from tapwater.cli.output import AsJson, write_json
 from tapwater.config import ModelConfig
-from tapwater.cost import flops_per_token, grouped_kv_elements, parameters, training_flops_per_token
+from tapwater.cost.counts import flops_per_token, grouped_kv_elements, parameters, training_flops_per_token
 from tapwater.cost.formats import CACHE_FORMATS, cache_bytes_per_token
 from tapwater.errors import ConfigError
 

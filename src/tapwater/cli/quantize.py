@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, MofNCompleteColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from tapwater.cli.common import locate, progress_bar
-from tapwater.cost import parameters
+from tapwater.cost.counts import parameters
 from tapwater.errors import ConfigError
 
 if TYPE_CHECKING:
