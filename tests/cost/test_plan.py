@@ -128,10 +128,11 @@ def test_deepseeks_day_by_our_rates() -> None:
     traffic = Traffic(4383, 1211, 0.563)
     load = day.input_tokens / 86400 / traffic.prompt_tokens
     units = Layout(dp=32, ep=32), Layout(dp=144, ep=144)
-    busy = plan_split(V3, H800, FP8, *units, traffic, Limits(tpot_s=1 / 21, utilisation=0.999))
-    nodes = busy.prefill.nodes_for(load) + busy.decode.nodes_for(load)
+    busy = plan_split(V3, H800, FP8, *units, traffic, Limits(tpot_s=1 / 21, utilisation=0.95))
+    nodes = 0.95 * (busy.prefill.nodes_for(load) + busy.decode.nodes_for(load))
     assert load * traffic.output_tokens * 86400 == pytest.approx(day.output_tokens, rel=0.001)
-    assert 2 < float(day.nodes) / nodes < 3  # never idle we need 88 nodes: 2.6 times fewer than there were
+    print(f"never idle: {nodes:.1f} nodes")
+    assert 2 < float(day.nodes) / nodes < 3  # as docs/guides/plan.md says
     assert busy.tpot_s <= 1 / 21
     assert busy.cost is not None and busy.cost.input_hit_usd < busy.cost.input_miss_usd
 
@@ -215,3 +216,16 @@ def test_predictions_on_this_class_of_machine_were_as_close_as_the_interval_says
     assert errors[12] < 0.15 and errors[-1] < 0.3
     factors = [1 / row.factor for row in evidence() if row.within is None]
     assert min(factors) > MEASURED.low and max(factors) < MEASURED.high
+
+
+def test_hits_that_hide_behind_the_way_to_experts_take_what_reading_them_does() -> None:
+    """V3 on two nodes sends tokens for longer than it attends."""
+    layout = Layout(dp=16, ep=16)
+    unit = Unit(
+        Serving(preset("deepseek-v2-lite"), machine("h800"), Formats("fp8", "bfloat16"), layout, 8192),
+        Traffic(4000, 100, 0.5),
+    )
+    busy = busy_seconds(unit, unit.generated(16))
+    read = 31_104 / (16 * 3.35e12)
+    assert read * (1 - 1e-9) <= busy.input_hit_s <= busy.input_miss_s
+    assert 2000 * (busy.input_miss_s + busy.input_hit_s) == pytest.approx(unit.prompt_s)

@@ -22,6 +22,7 @@ V2, LITE, V3, DENSE = (preset(name) for name in ("deepseek-v2", "deepseek-v2-lit
 SMOL = preset("smollm2-135m")
 BF16, FP8 = Formats("bf16", "bfloat16"), Formats("fp8", "6bit")
 V2_NODE = Serving(V2, H800, FP8, Layout(dp=8, ep=8))
+V2_AT_8192 = replace(V2_NODE, chunk_tokens=8192)
 HERE = Serving(LITE, measured(), Formats("q4", "bfloat16"))
 
 
@@ -173,3 +174,29 @@ def test_formats_that_were_not_measured_are_refused() -> None:
         decode(replace(HERE, formats=FP8), 1, 1)
     with pytest.raises(ConfigError, match="no measured cache format '6bit'"):
         decode(replace(HERE, formats=Formats("q4", "6bit")), 1, 1)
+
+
+def test_a_long_prompt_hides_the_way_to_experts_as_short_ones_do() -> None:
+    """Half of a batch may be half of a prompt: tokens are what is cut in two."""
+    short, long = (prefill(V2_AT_8192, tokens) for tokens in (4096, 8192))
+    assert long.parts["waiting for experts' tokens"] <= short.parts["waiting for experts' tokens"] + 1e-9
+    assert 0.7 * short.tokens_per_s < long.tokens_per_s < short.tokens_per_s  # longer prompts attend to more
+
+
+def test_devices_share_the_tokens_of_a_prompt_that_their_experts_get() -> None:
+    """Fewer experts a set, more sets: the same products in all."""
+    layouts = (Layout(tp=8, ep=8), Layout(tp=8, ep=2))
+    routed = [prefill(Serving(V2, H800, FP8, each, 2**16), 2**16).parts["routed"] for each in layouts]
+    assert routed[1] == pytest.approx(routed[0], rel=0.01)
+
+
+def test_prompts_past_the_measured_rows_say_so_and_chunks_are_filled() -> None:
+    wide = prefill(replace(HERE, chunk_tokens=1024), 1024)
+    assert any("1,024 rows" in reason for reason in wide.extrapolated)
+    assert prefill(V2_AT_8192, 5000).tokens_per_s > 0.9 * prefill(V2_AT_8192, 4096).tokens_per_s
+
+
+def test_a_cpu_has_no_latency_between_devices() -> None:
+    small = decode(Serving(SMOL, machine("cpu-2vcpu"), Formats("q4_min", "bfloat16")), 1, 100)
+    assert len(small.extrapolated) == 1
+    assert small.low == pytest.approx(0.35 * small.tokens_per_s)

@@ -279,7 +279,7 @@ def sweep(
         Write CSV to this new file.
     """
     from tapwater.cli.models import model_config
-    from tapwater.cli.plan_options import numbers_of, rented
+    from tapwater.cli.plan_options import MAX_POINTS, numbers_of, rented
     from tapwater.cli.plan_sweep import collect, point_facts, usual_contexts, write_csv
     from tapwater.cli.plan_tables import show_sweep
     from tapwater.cost.candidates import default_formats
@@ -292,9 +292,11 @@ def sweep(
     config, node = model_config(model), rented(find_machine(machine, own_machines()), usd_per_hour)
     contexts = usual_contexts(config) if context is None else numbers_of(context, "--context")
     batches = numbers_of(batch, "--batch")
+    total = len(batches) * len(contexts)
+    if total > MAX_POINTS:
+        raise ConfigError(f"--batch times --context are {total:,} points, at most {MAX_POINTS:,}: take larger steps")
     formats = default_formats(node, weights, cache, head)
     points = swept(config, node, formats, batches, contexts, None if layout is None else parse_layout(layout))
-    total = len(batches) * len(contexts)
     with progress_bar(f"Planning {total:,} points") as progress:
         found = collect(points, total, progress) if out is None else []
         done = len(found) if out is None else write_csv(points, total, out, progress)

@@ -21,6 +21,7 @@ from tapwater.errors import ConfigError
 
 GIVEN = "given on the command line"
 MAX_NUMBERS = 100_000
+MAX_POINTS = 1_000_000  # of a sweep; a million take some twenty minutes
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ def one_machine(
     """
     if len(set(compare)) < len(compare):
         raise ConfigError(f"--compare {next(each for each in compare if compare.count(each) > 1)!r} is there twice")
+    if sheet is not None and html is not None and sheet.resolve() == html.resolve():
+        raise ConfigError(f"--sheet and --html are both {sheet}: they are two files")
     if sheet is not None:
         check_new(sheet, "--sheet")
     if html is not None:

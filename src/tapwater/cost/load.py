@@ -93,7 +93,8 @@ class Unit:
         # Little's law, with a step as long as it is at that batch
         batch = settle(lambda batch: waiting_tokens * self.generated(batch).step_s, largest_batch)
         generated = self.generated(batch)
-        first_s = self.first_token_s(requests_per_s, busy, generated.step_s)
+        beside_s = generated.step_s * min(1.0, waiting_tokens * generated.step_s)  # at a light load nobody generates
+        first_s = self.first_token_s(requests_per_s, busy, beside_s)
         return Point(requests_per_s, batch, first_s, generated.step_s / (1 - busy), self.started, generated)
 
     def first_token_s(self, requests_per_s: float, busy: float, step_s: float) -> float:

@@ -16,6 +16,7 @@ from tapwater.errors import ConfigError
 
 SECONDS_PER_HOUR = 3600
 MILLION = 10**6
+MAX_UTILISATION = 0.95  # waiting for prompts is predicted, waiting for a place in a full batch is not
 STEP = 1.001  # how closely the largest batch within the limits is looked for
 
 
@@ -35,8 +36,11 @@ class Limits:
                 raise ConfigError(f"{name} must be a positive number of seconds, got {limit}")
         if not 1 <= self.max_nodes <= 10**5:
             raise ConfigError(f"max_nodes must be from 1 to 100,000, got {self.max_nodes}")
-        if not 0.001 <= self.utilisation < 1:
-            raise ConfigError(f"utilisation is a share from 0.001 to below 1, got {self.utilisation}: 70% is 0.7")
+        if not 0.001 <= self.utilisation <= MAX_UTILISATION:
+            raise ConfigError(
+                f"utilisation is a share from 0.001 to {MAX_UTILISATION}, got {self.utilisation}: 70% is 0.7; nearer "
+                "to 1 requests wait for a free place, which is not predicted"
+            )
 
     def excess(self, point: Point) -> float:
         """How many times over the limits a point is; up to 1 it keeps to them."""

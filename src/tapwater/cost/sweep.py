@@ -56,12 +56,12 @@ def sweep(
             )
     chosen = [layout] if layout is not None else _whole_node(config, machine)
     servings = [Serving(config, machine, formats, each, chunk_tokens(machine)) for each in chosen]
-    if layout is not None:
-        decode(servings[0], 1, 1)  # a link the machine lacks is an error of the user's
+    if layout is not None or machine.kernels is not None:
+        decode(servings[0], 1, 1)  # a link the machine lacks, or a format, is an error of the user's
     else:
         servings = [serving for serving in servings if _works(serving)]
     if not servings:
-        raise ConfigError(f"{machine.name}: no layout of a whole node works for {formats}")
+        raise ConfigError(f"{machine.name}: no layout of a whole node works for weights in {formats.weights}")
     return _points(servings, batches, contexts)
 
 

@@ -44,8 +44,8 @@ def load_for_price(serving: Serving, context: float, largest_batch: int, hour: D
     Prompts are paid for by the price of input. ConfigError for a price or an hour that is not positive.
     """
     for name, amount in (("hour", hour), ("per_million", per_million)):
-        if not (amount.is_finite() and amount > 0):
-            raise ConfigError(f"{name} must be a positive amount of money, got {amount}")
+        if not (amount.is_finite() and Decimal("1e-6") <= amount <= 10**6):
+            raise ConfigError(f"{name} must be an amount of money from 0.000001 to a million, got {amount}")
     needed = float(break_even_tokens_per_s(hour, per_million))
     most = decode(serving, largest_batch, context)
     low, high = 0, largest_batch  # the rate rises with the batch

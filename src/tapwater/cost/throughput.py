@@ -37,9 +37,10 @@ MEASURED = Interval(0.75, 1.3)
 # predict of it (`tapwater plan evidence`), down to the mean of a day in production, idle time included; nothing else
 # tests it.
 PUBLISHED = Interval(0.35, 1.1)
-# Below this a layer is ruled by what a roofline leaves out: to send tokens to experts on eight devices and back takes
-# 191 us however few they are (DeepEP's README, low-latency kernels: 77 + 114).
-LATENCY_S = 200e-6
+# Below this a layer is ruled by what a roofline leaves out. To send tokens to experts on eight devices and back takes
+# 191 us however few they are (DeepEP's README, low-latency kernels: 77 + 114); ten launches of 5 us are assumed.
+EXCHANGE_LATENCY_S = 200e-6
+LAUNCHES_S = 50e-6
 WAITING = "waiting for experts' tokens"
 
 
@@ -88,7 +89,7 @@ def decode(serving: Serving, batch: float, context: float) -> Estimate:
     layout = serving.layout
 
     def works(part: float) -> tuple[Work, Work]:
-        local, group = _shares(layout, part * batch)
+        local, group = _shares(layout, batch, part, least=1.0)
         return decode_work(serving.config, local, context), decode_work(serving.config, group, context)
 
     return _estimate(serving, batch, _step_parts(serving, works), works(1.0)[0].rows, context)
@@ -114,7 +115,7 @@ def prefill(
         chunk, before = min(serving.chunk_tokens, new - done), cached_tokens + done
 
         def works(part: float, chunk: float = chunk, before: float = before) -> tuple[Work, Work]:
-            local, group = _shares(layout, part * together)
+            local, group = _shares(layout, together, part, least=1 / chunk)
             return (
                 prefill_work(serving.config, chunk, before, local),
                 prefill_work(serving.config, chunk, before, group),
@@ -131,10 +132,14 @@ def full_prompts(serving: Serving, new_tokens: float) -> float:
     return max(1.0, serving.chunk_tokens / new_tokens) * serving.layout.dp * serving.layout.pp
 
 
-def _shares(layout: Layout, requests: float) -> tuple[float, float]:
-    """Of so many requests, those of one replica and stage, and those whose tokens meet at one set of experts."""
+def _shares(layout: Layout, requests: float, part: float, least: float) -> tuple[float, float]:
+    """Of so many requests, a `part` of those of one replica and stage, and of those whose tokens meet at its experts.
+
+    A whole request is on one replica, but a step may take a part of it, and experts get tokens: at the least one.
+    """
     stage = requests / layout.pp
-    return max(1.0, stage / layout.dp), max(1.0, stage * layout.ep / (layout.dp * layout.tp))
+    local, group = max(1.0, stage / layout.dp), stage * layout.ep / (layout.dp * layout.tp)
+    return max(least, part * local), max(least, part * group)
 
 
 def _step_parts(serving: Serving, works: Callable[[float], tuple[Work, Work]]) -> dict[str, float]:
@@ -177,13 +182,20 @@ def _estimate(
         interval = (MEASURED.widened() if reasons else MEASURED).drifting(machine.kernels.drift)
         return Estimate(rate, rate * interval.low, rate * interval.high, step, parts, tuple(reasons))
     reasons = ["rates as published, none measured with this software"]
-    layer_s = step / steps / config.num_hidden_layers
-    if layer_s < LATENCY_S:
+    layer_s, latency_s = step / steps / config.num_hidden_layers, _latency_s(serving)
+    if layer_s < latency_s:
         reasons.append(
             f"a layer takes {1e6 * layer_s:.0f} us: launches and latencies weigh more, which no roofline has"
         )
-    slow = tokens / max(step, steps * config.num_hidden_layers * LATENCY_S)
+    slow = tokens / max(step, steps * config.num_hidden_layers * latency_s)
     return Estimate(rate, slow * PUBLISHED.low, rate * PUBLISHED.high, step, parts, tuple(reasons))
+
+
+def _latency_s(serving: Serving) -> float:
+    """What a layer takes at the least, roughly, however little it computes."""
+    if serving.machine.kind == "cpu":
+        return 0.0
+    return EXCHANGE_LATENCY_S if serving.layout.ep > 1 or serving.layout.tp > 1 else LAUNCHES_S
 
 
 def _positive(**numbers: float) -> None:
