@@ -1,13 +1,15 @@
 """How far predictions are from measurements on this machine: models that gave no rate, through LLM.submit.
 
-    python bench/plan_error.py [--rounds N] [--threads N] [--only NAME]
+    python bench/plan_error.py [--rounds N] [--threads N] [--only NAME] [--earlier MACHINE]
 
 In a round every model is measured once with every cache format, and the machine's rates are taken before and after each
 of them: a prediction is from the rates on both sides of what it is compared with. The machine's speed drifts and
-neighbours steal time, so medians over all rounds are compared; single rounds are shown beside them.
+neighbours steal time, so medians over all rounds are compared; single rounds are shown beside them. What a user
+gets is the column of a machine measured earlier.
 """
 
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
@@ -21,7 +23,7 @@ from measure import decode_speed, prefill_speed
 from report import provenance, save
 from tapwater.calibration import measure_kernels, random_weights
 from tapwater.checkpoint import load_packed
-from tapwater.cli.common import DEFAULT_MODEL, locate
+from tapwater.cli.common import DEFAULT_MODEL, locate, own_machines
 from tapwater.config import EngineConfig, ModelConfig, preset, replace_fields
 from tapwater.cost.formats import Formats
 from tapwater.cost.hardware import machine
@@ -54,16 +56,23 @@ def shapes() -> dict[str, tuple[ModelConfig, Formats]]:
 
 
 @app.default
-def main(rounds: int = 5, threads: int = 0, only: str = "") -> None:
+def main(rounds: int = 5, threads: int = 0, only: str = "", earlier: str = "xeon-2vcpu") -> None:
+    """Measure and predict `only` shapes with that in their name; `earlier`: a machine whose rates were taken before."""
+    before_rates = machine(earlier, own_machines()).kernels
+    if before_rates is None:
+        sys.exit(f"error: {earlier} has no measured kernels; name a machine that `tapwater hardware measure` wrote")
     threads = threads or available_cores()
     torch.set_num_threads(1)
     shipped = load_packed(locate(DEFAULT_MODEL), None)
     chosen = {name: shape for name, shape in shapes().items() if only in name}
+    if not chosen:
+        sys.exit(f"error: no shape with {only!r} in its name; there are {'; '.join(shapes())}")
     weights = {
         name: shipped.weights if name == SHIPPED else random_weights(config, Format(formats.weights))
         for name, (config, formats) in chosen.items()
     }
     pairs: dict[str, list[tuple[float, float]]] = {}
+    old: dict[str, float] = {}
     before = measure_kernels(threads, _silent)
     for number in range(rounds):
         for name, (config, formats) in chosen.items():
@@ -78,10 +87,12 @@ def main(rounds: int = 5, threads: int = 0, only: str = "") -> None:
                 kept = replace(formats, cache=cache.value)
                 sides = [_predict(rates, config, kept) for rates in (before, after)]
                 before = after
+                once = _predict(before_rates, config, kept)
                 for workload, rate in measured.items():
+                    old[f"{name}, {cache}: {workload}"] = once[workload]
                     predicted = 2 / sum(1 / each[workload] for each in sides)
                     pairs.setdefault(f"{name}, {cache}: {workload}", []).append((rate, predicted))
-    _publish(pairs)
+    _publish(pairs, old, earlier)
 
 
 def _measure(llm: LLM, chance: random.Random) -> dict[str, float]:
@@ -97,22 +108,24 @@ def _predict(rates: KernelRates, config: ModelConfig, formats: Formats) -> dict[
     return speeds | {f"decode x{batch}": decode(serving, batch, PROMPT + NEW / 2).tokens_per_s for batch in BATCHES}
 
 
-def _publish(pairs: Mapping[str, list[tuple[float, float]]]) -> None:
+def _publish(pairs: Mapping[str, list[tuple[float, float]]], old: Mapping[str, float], earlier: str) -> None:
     about = provenance()
     table = Table(
         "workload", title="Predicted against measured", caption="\n".join(f"{k}: {v}" for k, v in about.items())
     )
-    for column in ("measured tokens/s", "predicted", "error of medians", "of single rounds"):
+    for column in ("measured tokens/s", "predicted", "error of medians", f"by {earlier}", "of single rounds"):
         table.add_column(column, justify="right")
-    errors = []
+    errors: dict[str, list[float]] = {"rates taken around each measurement": [], f"rates of {earlier}": []}
     for name, rounds in pairs.items():
         measured, predicted = (median(each) for each in zip(*rounds, strict=True))
-        errors.append(predicted / measured - 1)
+        pair = predicted / measured - 1, old[name] / measured - 1
+        for kind, error in zip(errors.values(), pair, strict=True):
+            kind.append(abs(error))
         single = ", ".join(f"{guess / rate - 1:+.0%}" for rate, guess in rounds)
-        table.add_row(name, f"{measured:.1f}", f"{predicted:.1f}", f"{errors[-1]:+.0%}", single)
+        table.add_row(name, f"{measured:.1f}", f"{predicted:.1f}", *(f"{error:+.0%}" for error in pair), single)
     Console().print(table)
-    sizes = sorted(abs(error) for error in errors)
-    Console().print(f"error: median {median(sizes):.1%}, worst {sizes[-1]:.1%} of {len(sizes)} workloads")
+    for kind, sizes in errors.items():
+        Console().print(f"{kind}: error median {median(sizes):.1%}, worst {max(sizes):.1%} of {len(sizes)} workloads")
     save("plan-error", about | {"measured and predicted tokens/s": pairs})
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -16,13 +15,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tapwater.calibration.machine import processor
+
 RESULTS = Path(__file__).parent / "results"
 
 
 def provenance() -> dict[str, str]:
     """Where and with what a figure was measured."""
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "commit": commit(),
         "command": shlex.join(["python", *sys.argv]),
@@ -56,15 +57,3 @@ def save(name: str, content: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
-    return (
-        f"{facts.get('model name', platform.machine())} (family {facts.get('cpu family')}, model {facts.get('model')})"
-    )
