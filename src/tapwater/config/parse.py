@@ -4,9 +4,11 @@ import dataclasses
 import difflib
 import functools
 import re
+import tomllib
 import types
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tapwater.errors import ConfigError
@@ -37,6 +39,16 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
         return cls(**values)
     except ConfigError as error:  # the class's own checks know the fields, not where they came from
         raise ConfigError(f"{where}: {error}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; ConfigError naming the file that is not there or cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
 
 
 def nearest(key: str, known: Mapping[str, Any] | list[str]) -> str:

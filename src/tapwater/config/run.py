@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tapwater.config.parse import from_mapping
+from tapwater.config.parse import from_mapping, read_toml
 from tapwater.errors import ConfigError
 
 
@@ -89,21 +89,12 @@ def load_run(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError for a missing or malformed file, an unknown section or key (naming the nearest) or a wrong type.
     """
-    values = {} if path is None else _read_toml(path)
+    values = {} if path is None else read_toml(path)
     if path is not None:
         from_mapping(RunConfig, values, str(path))  # so that the file's faults are the file's
     for override in overrides:
         _apply(values, override)
     return from_mapping(RunConfig, values, "command line")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from tapwater.config.parse import from_mapping, nearest
+from tapwater.config.parse import from_mapping, nearest, read_toml
 from tapwater.cost.figure import Figure, Rent
 from tapwater.cost.kernel_rates import KernelRates
 from tapwater.cost.plausible import check_units
@@ -128,7 +127,7 @@ def load_machines(path: Path) -> dict[str, Machine]:
     `[efficiency.gpu]` and `[efficiency.cpu]` say what machines of a kind reach; where they are missing the catalogue's
     hold, and a machine's own `efficiency` replaces any of the four shares. ConfigError names file, machine and field.
     """
-    return _machines(path, _read(path), _shipped_tables()["efficiency"])
+    return _machines(path, read_toml(path), _shipped_tables()["efficiency"])
 
 
 def to_toml(machine: Machine) -> str:
@@ -150,7 +149,7 @@ def _shipped() -> dict[str, Machine]:
 
 @cache
 def _shipped_tables() -> dict[str, Any]:
-    return _read(_CATALOGUE)
+    return read_toml(_CATALOGUE)
 
 
 def _machines(path: Path, tables: Mapping[str, Any], efficiency: Mapping[str, Any]) -> dict[str, Machine]:
@@ -175,15 +174,6 @@ def _machine(name: str, values: Mapping[str, Any], efficiency: Mapping[str, Any]
     if isinstance(shares, Mapping):  # another type, or kind, is from_mapping's to refuse
         shares = {**efficiency.get(str(values.get("kind")), {}), **shares}
     return from_mapping(Machine, {"name": name, **values, "efficiency": shares}, where)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
 
 
 def _table(name: str, values: Mapping[str, Any]) -> list[str]:

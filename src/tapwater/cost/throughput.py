@@ -74,10 +74,6 @@ class Estimate:
     parts: Mapping[str, float]
     extrapolated: tuple[str, ...]
 
-    @property
-    def slowest(self) -> str:
-        return max(self.parts, key=lambda part: self.parts[part])
-
 
 def decode(serving: Serving, batch: float, context: float) -> Estimate:
     """All devices together, `batch` requests generating, each with `context` cached tokens on average.
