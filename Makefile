@@ -55,6 +55,6 @@ clean:
 	touch $@
 
 .venv/dev.stamp: .venv/torch.stamp pyproject.toml $(SOURCES)
-	$(BIN)/python -m pip install -q -e '.[serve,report,dev]'
+	$(BIN)/python -m pip install -q -e '.[serve,report,train,dev]'
 	$(BIN)/python -m compileall -q src
 	touch $@ .venv/serve.stamp

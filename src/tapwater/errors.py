@@ -13,6 +13,14 @@ class CheckpointError(TapwaterError):
     """Model files are missing, damaged or contradict their configuration."""
 
 
+class DataError(TapwaterError):
+    """A corpus, its sources or its shards are missing, damaged or empty."""
+
+
+class TrainingError(TapwaterError):
+    """A training run cannot start, go on or be resumed."""
+
+
 class RequestError(TapwaterError):
     """A generation request cannot be honoured; `param` names the offending field, `code` is machine-readable."""
 

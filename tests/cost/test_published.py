@@ -11,7 +11,7 @@ import torch
 from ablation import with_mha
 from machines import H800
 from sheets import V2_NODE
-from tapwater.config import ModelConfig, preset, replace_fields
+from tapwater.config import BalanceConfig, ModelConfig, preset, replace_fields
 from tapwater.cost.compare import LAUNCH, compare_prices, find_price, revenue_per_hour
 from tapwater.cost.counts import grouped_kv_elements, parameters, training_flops_per_token
 from tapwater.cost.formats import Formats, cache_bytes_per_token
@@ -24,7 +24,7 @@ from tapwater.cost.throughput import Serving, decode, prefill
 from tapwater.cost.traffic import moe_paper_flops, prefill_flops
 from tapwater.cost.training import step_decay, training_days, training_mfu, training_usd
 from tapwater.engine.latent_cache import LatentCache
-from tapwater.model import BalanceConfig, Transformer
+from tapwater.model import Transformer
 from tapwater.model.balance import balance_losses
 from tapwater.model.gate import Gate, Routing
 from tapwater.model.rope import inverse_frequencies, rotation, softmax_scale, yarn_mscale

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from tapwater.config import BalanceConfig
 from tapwater.errors import ConfigError
-from tapwater.model import Balance, BalanceConfig, Sequences, Transformer, update_bias
+from tapwater.model import Balance, Sequences, Transformer, update_bias
 from tapwater.model.balance import balance_losses, kept_assignments
 from tapwater.model.gate import Routing
 from tiny import CONFIGS, prompt

@@ -9,9 +9,9 @@ from transformers import DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 
 from tapwater.checkpoint.hf import load_hf, save_hf
-from tapwater.config import replace_fields
+from tapwater.config import BalanceConfig, replace_fields
 from tapwater.errors import CheckpointError
-from tapwater.model import Balance, BalanceConfig, Sequences, Transformer
+from tapwater.model import Balance, Sequences, Transformer
 from tiny import CONFIGS, prompt
 
 CONFIG = replace_fields(CONFIGS["v3"], {"num_nextn_predict_layers": 2}, "mtp")

@@ -7,15 +7,19 @@ if TYPE_CHECKING:
     from tapwater.config.huggingface import from_hf, read_config, read_json, to_hf
     from tapwater.config.model import ModelConfig, RopeScaling, replace_fields
     from tapwater.config.presets import preset, preset_names
+    from tapwater.config.pretrain import BalanceConfig, PretrainConfig, load_pretrain
     from tapwater.config.run import EngineConfig, RunConfig, ServerConfig, load_run
 
 __all__ = [
+    "BalanceConfig",
     "EngineConfig",
     "ModelConfig",
+    "PretrainConfig",
     "RopeScaling",
     "RunConfig",
     "ServerConfig",
     "from_hf",
+    "load_pretrain",
     "load_run",
     "preset",
     "preset_names",
@@ -27,12 +31,15 @@ __all__ = [
 
 # Each file is read when one of its names is first asked for (PEP 562): to start a verb, all of them take too long.
 _FILE_OF = {
+    "BalanceConfig": "pretrain",
     "EngineConfig": "run",
     "ModelConfig": "model",
+    "PretrainConfig": "pretrain",
     "RopeScaling": "model",
     "RunConfig": "run",
     "ServerConfig": "run",
     "from_hf": "huggingface",
+    "load_pretrain": "pretrain",
     "load_run": "run",
     "preset": "presets",
     "preset_names": "presets",

@@ -279,8 +279,12 @@ class MoeDims:
 
 def replace_fields(config: ModelConfig, changes: Mapping[str, Any], where: str) -> ModelConfig:
     """`config` with `changes` (field name to value), checked as strictly as a file would be."""
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    return from_mapping(ModelConfig, values | dict(changes), where)
+    return from_mapping(ModelConfig, model_fields(config) | dict(changes), where)
+
+
+def model_fields(config: ModelConfig) -> dict[str, Any]:
+    """Every field by its name, nested tables as they are."""
+    return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
 def to_plain(config: ModelConfig) -> dict[str, Any]:

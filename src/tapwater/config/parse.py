@@ -51,6 +51,24 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
 
 
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in the tables of a file; ConfigError for anything of another form."""
+    name, equals, text = override.partition("=")
+    section, dot, key = name.partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"{override!r}: overrides are written section.key=value, e.g. engine.threads=2")
+    if "\n" in override or "\r" in override:
+        raise ConfigError(f"{override!r}: an override is one line")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        value = text  # a bare word is a string; the field's type is checked next
+    table = values.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{override!r}: {section} is not a section")
+    table[key] = value
+
+
 def nearest(key: str, known: Mapping[str, Any] | list[str]) -> str:
     """A hint `; did you mean 'x'?` for a misspelt key, or nothing when no known key is near."""
     match = difflib.get_close_matches(key, list(known), n=1)

@@ -1,12 +1,11 @@
 """The typed sections of a run, and how a TOML file and `section.key=value` overrides fill them."""
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from tapwater.config.parse import from_mapping, read_toml
+from tapwater.config.parse import apply_override, from_mapping, read_toml
 from tapwater.errors import ConfigError
 
 
@@ -93,22 +92,5 @@ def load_run(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     if path is not None:
         from_mapping(RunConfig, values, str(path))  # so that the file's faults are the file's
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return from_mapping(RunConfig, values, "command line")
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    section, dot, key = name.partition(".")
-    if not (equals and dot and section and key):
-        raise ConfigError(f"{override!r}: overrides are written section.key=value, e.g. engine.threads=2")
-    if "\n" in override or "\r" in override:
-        raise ConfigError(f"{override!r}: an override is one line")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text  # a bare word is a string; the field's type is checked next
-    table = values.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{override!r}: {section} is not a section")
-    table[key] = value

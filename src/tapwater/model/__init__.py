@@ -1,6 +1,6 @@
 """The model family, single device, differentiable throughout."""
 
-from tapwater.model.balance import Balance, BalanceConfig, BalanceLosses, update_bias
+from tapwater.model.balance import Balance, BalanceLosses, update_bias
 from tapwater.model.context import AttentionContext, CacheView, Sequences
 from tapwater.model.packed import PackedTransformer, PackedWeights
 from tapwater.model.transformer import Ahead, Output, Prediction, Transformer
@@ -9,7 +9,6 @@ __all__ = [
     "Ahead",
     "AttentionContext",
     "Balance",
-    "BalanceConfig",
     "BalanceLosses",
     "CacheView",
     "Output",

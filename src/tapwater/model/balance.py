@@ -1,6 +1,5 @@
 """Keeping experts and devices evenly loaded in training: three losses, token dropping, and the loss-free bias."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,34 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from tapwater.config import BalanceConfig
 from tapwater.errors import ConfigError
 from tapwater.model.gate import Gate, Routing
-
-
-@dataclass(frozen=True)
-class BalanceConfig:
-    """Weights of the losses and the devices they balance. V2 trained with the defaults (report section 3.1.2).
-
-    V2-Lite: expert_alpha 0.001, others 0, one device. V3: expert_alpha 1e-4 and the bias, no dropping.
-    """
-
-    expert_alpha: float = 0.003
-    device_alpha: float = 0.05
-    communication_alpha: float = 0.02
-    num_devices: int = 8  # D: groups of neighbouring experts
-    max_devices: int = 3  # M: devices a token is sent to at the most
-    capacity_factor: float | None = None  # tokens a device takes, in units of the average; None: no dropping
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_devices <= self.num_devices:
-            raise ConfigError(
-                f"balance: max_devices must be between 1 and num_devices, got {self.max_devices} of {self.num_devices}"
-            )
-        numbers = {"expert_alpha": self.expert_alpha, "device_alpha": self.device_alpha}
-        numbers |= {"communication_alpha": self.communication_alpha, "capacity_factor": self.capacity_factor or 0.0}
-        for name, value in numbers.items():
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"balance: {name} must be a finite number of at least 0, got {value}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Raw text to batches of tokens: readers, filters, duplicates, shards, packing, the loader. Without torch."""

@@ -1,0 +1,1 @@
+"""Pretraining: loss, optimizer, schedule, the step and the loop around it."""
