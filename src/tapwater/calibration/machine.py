@@ -2,8 +2,7 @@
 
 import os
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import date
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from tapwater.calibration.probe import random_matrix
 from tapwater.cost.hardware import Efficiency, Figure, Machine, Rent, catalogue_efficiency
 from tapwater.cost.kernel_rates import KernelRates
 from tapwater.ops.native import Kernels
+from tapwater.ops.peak import least_seconds, products_per_s
 from tapwater.ops.quant import Format
 
 ROUNDS = 3  # of everything; the median counts, and how far rounds differ is kept as `drift`
@@ -99,7 +99,7 @@ def memory_bytes() -> float:
 def _read_bytes_per_s(threads: int) -> float:
     memory = torch.ones(READ_BYTES, dtype=torch.uint8)
     kernels = Kernels(threads)
-    seconds = _seconds(lambda: kernels.read(memory), 4)
+    seconds = least_seconds(lambda: kernels.read(memory), 4)
     kernels.close()
     return READ_BYTES / seconds
 
@@ -111,23 +111,13 @@ def _products(threads: int) -> dict[str, float]:
     operations = 2 * MATMUL**3
     rates = {}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        x, y = torch.randn(2, MATMUL, MATMUL).to(dtype)
-        rates[precision] = operations / _seconds(lambda x=x, y=y: x @ y, 2)
+        rates[precision] = products_per_s(dtype, ((MATMUL, MATMUL, MATMUL),), 2)
     torch.set_num_threads(before)
     kernels = Kernels(threads)
     weight, x = random_matrix(Format.Q8, 1, MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
-    rates["int8"] = operations / _seconds(lambda: kernels.linear(x, weight), 2)
+    rates["int8"] = operations / least_seconds(lambda: kernels.linear(x, weight), 2)
     kernels.close()
     return rates
-
-
-def _seconds(work: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):  # the first warms up
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def _figure(value: float, source: str) -> Figure:

@@ -78,7 +78,7 @@ def _block(config: ModelConfig, weights: _Weights, layer: int) -> Block:
 
 
 def _read_experts(weights: _Weights, prefix: str) -> Dispatcher:
-    def dispatch(experts: Experts, x_TD: Tensor, routing: Routing, kept_TK: Tensor | None) -> Tensor:
+    def compute(x_TD: Tensor, routing: Routing) -> Tensor:
         y_TD = torch.zeros_like(x_TD)
         for expert in routing.expert_ids_TK.unique().tolist():
             rows_R, places_R = (routing.expert_ids_TK == expert).nonzero(as_tuple=True)
@@ -86,5 +86,8 @@ def _read_experts(weights: _Weights, prefix: str) -> Dispatcher:
             out_RD = ops.swiglu(x_TD[rows_R], *matrices)
             y_TD.index_add_(0, rows_R, out_RD * routing.weights_TK[rows_R, places_R, None])
         return y_TD
+
+    def dispatch(experts: Experts, x_TD: Tensor, routing: Routing, kept_TK: Tensor | None) -> Callable[[], Tensor]:
+        return lambda: compute(x_TD, routing)
 
     return dispatch

@@ -17,7 +17,10 @@ app = App(
     help_format="plaintext",  # Markdown would load a parser of it, and of its code blocks
     help_epilogue="MODEL is a known name, a .gguf file, a Hugging Face directory or an owner/name repository.",
 )
-for verb in ("serve", "chat", "generate", "pull", "quantize", "inspect", "hardware", "plan", "price"):
+for verb in (
+    *("serve", "chat", "generate", "pull", "quantize", "train", "export", "inspect"),
+    *("hardware", "plan", "price"),
+):
     app.command(f"tapwater.cli.{verb}:{verb}")
 
 

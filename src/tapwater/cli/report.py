@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from datetime import UTC, datetime
 from decimal import Decimal
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 
 from tapwater.cli import report_plots as plots
 from tapwater.cli.plan_tables import GB, cost_between, money, seconds
+from tapwater.cli.report_parts import drawing, grid, page, section
 from tapwater.cost import figures
 from tapwater.cost.evidence import evidence
 from tapwater.cost.hardware import Figure, Machine, Rent, machine
@@ -60,17 +59,11 @@ def report(model: str, answers: Mapping[str, Plan], refused: Mapping[str, str], 
         _sources({each.serving.machine.name: each.serving.machine for each in answers.values()}),
         _table("Formulas", ("what", "where in tapwater"), FORMULAS),
     )
-    css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}: plan</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(base.serving.machine.description)}</p>\n"
-        f'<p class="soft">Prompts of {traffic.prompt_tokens:,} tokens, {traffic.hit_tokens:,} of them cached, answers '
-        f"of {traffic.output_tokens:,}; loaded to {base.limits.utilisation:.0%} of capacity. "
-        f"tapwater {version('tapwater')}, {datetime.now(UTC).date()}.</p>\n"
-        f"{''.join(sections)}</main>\n</body>\n</html>\n"
+    said = (
+        f"Prompts of {traffic.prompt_tokens:,} tokens, {traffic.hit_tokens:,} of them cached, answers "
+        f"of {traffic.output_tokens:,}; loaded to {base.limits.utilisation:.0%} of capacity."
     )
+    return page(title, "plan", base.serving.machine.description, said, sections)
 
 
 def _plans(answers: Mapping[str, Plan], rate: Decimal) -> str:
@@ -122,19 +115,19 @@ def _cost_plots(base: Plan) -> str:
     curves = figures.cost_over_batch(serving, contexts, share)
     rent = serving.machine.usd_per_hour
     if rent is None or rent.amount == 0 or not curves:
-        return _section("What output costs", "<p>No rent, or no context that fits: nothing to plot.</p>")
+        return section("What output costs", "<p>No rent, or no context that fits: nothing to plot.</p>")
     doublings = [2**power for power in range(8, longest.bit_length()) if 2**power <= longest] or [longest]
     over_context = figures.cost_over_context(serving, doublings, share)
     y = "$ per million output tokens"
     named = {f"{context:,} cached": curve for context, curve in curves.items()}
     dearest, cheapest = (bound(usd for curve in curves.values() for _, usd in curve) for bound in (max, min))
-    return _section(
+    return section(
         "What output costs",
         '<div class="plots">'
-        + _figure("batch", f"{y} over the batch: from {dearest:.3g} down to {cheapest:.3g}",
+        + drawing("batch", f"{y} over the batch: from {dearest:.3g} down to {cheapest:.3g}",
                   plots.lines(named, "requests generating on a unit", y),
                   f"Layout {serving.layout}, up to what memory holds.")
-        + _figure("context", f"{y} over context: {over_context[0][1]:.3g} at {over_context[0][0]:,}, "
+        + drawing("context", f"{y} over context: {over_context[0][1]:.3g} at {over_context[0][0]:,}, "
                   f"{over_context[-1][1]:.3g} at {over_context[-1][0]:,}",
                   plots.lines({"": over_context}, "cached tokens of a request", y), "As many requests as memory holds.")
         + "</div>",
@@ -151,11 +144,11 @@ def _time_plots(answers: Mapping[str, Plan]) -> str:
         groups = {part: {each: step.get(part, 0.0) * 1e3 for each, step in steps.items()} for part in parts}
         slowest = f"{parts[0]}, {seconds(order[parts[0]])}"
         height = max(2.2, 0.9 + 0.32 * len(parts) * max(1, len(steps) * 0.6))
-        return _figure(name, f"{caption}: the longest part is {slowest}", plots.bars(groups, "ms"), caption, height)
+        return drawing(name, f"{caption}: the longest part is {slowest}", plots.bars(groups, "ms"), caption, height)
 
     decode = {name: each.point.decode.parts for name, each in answers.items()}
     started = {name: each.point.prefill.parts for name, each in answers.items()}
-    return _section(
+    return section(
         "Where the time goes",
         '<div class="plots">'
         + chart("decode", "A step of decoding at the planned load", decode)
@@ -181,11 +174,11 @@ def _cache(base: Plan) -> str:
         for kind, each in kinds.items()
     ]
     summary = ", ".join(f"{kind} {each['bfloat16'] / 1e3:,.1f} kB" for kind, each in kinds.items())
-    figure = _figure("cache", f"cache per token in bfloat16: {summary}",
+    figure = drawing("cache", f"cache per token in bfloat16: {summary}",
                      plots.bars(shown, "kB per token (1 kB = 1000 bytes), logarithmic", logarithmic=True),
                      "The same layers and heads with other attention.")  # fmt: skip
-    table = _rows(("", *formats), rows, len(formats), "kB per token / GB per sequence of 131,072 tokens")
-    return _section("What a token of context takes", f'<div class="plots">{figure}</div>{table}')
+    table = grid(("", *formats), rows, len(formats), "kB per token / GB per sequence of 131,072 tokens")
+    return section("What a token of context takes", f'<div class="plots">{figure}</div>{table}')
 
 
 def _training() -> str:
@@ -207,12 +200,12 @@ def _training() -> str:
     summary = ", ".join(f"{name} {usd:,.0f}" for name, _, usd in points)
     caption = f"A trillion tokens on {figures.TRAINING_DEVICES:,} devices of {TRAINED_ON}, at the catalogue's rent."
     draw = plots.dots(points, "billion weights", "thousand $ for a trillion tokens")
-    figure = _figure("training", f"thousand dollars for a trillion tokens: {summary}", draw, caption, 4.2)
+    figure = drawing("training", f"thousand dollars for a trillion tokens: {summary}", draw, caption, 4.2)
     note = (
         "<p>All in bfloat16 with a zero-bubble schedule; DeepSeek trained V3 in fp8 with DualPipe. With the recipes "
         "that were published, V2 and V3 are predicted to take a third less time than was reported.</p>"
     )
-    return _section("Training", f'<div class="plots">{figure}</div>{note}{_rows(header, rows, 6)}')
+    return section("Training", f'<div class="plots">{figure}</div>{note}{grid(header, rows, 6)}')
 
 
 def _evidence() -> str:
@@ -224,7 +217,7 @@ def _evidence() -> str:
         inside = "" if each.within is None else "yes" if each.within else "no"
         rows.append((each.name, *numbers, f"{each.factor:.2f}", inside, origin))
     header = ("", "predicted", "measured", "factor", "in interval", "unit, source, what was assumed")
-    return _section("Predicted against measured", _rows(header, rows, 3))
+    return section("Predicted against measured", grid(header, rows, 3))
 
 
 def _interval(answers: Mapping[str, Plan]) -> str:
@@ -236,7 +229,7 @@ def _interval(answers: Mapping[str, Plan]) -> str:
         beyond = "; ".join(reasons) or "nothing"
         expected = f"rates are expected within {low:.2f} and {high:.2f} times the prediction"
         lines.append(f"<p><strong>{escape(name)}</strong>: {expected}. Extrapolated: {escape(beyond)}.</p>")
-    return _section("How far to trust it", "".join(lines))
+    return section("How far to trust it", "".join(lines))
 
 
 def _sources(machines: Mapping[str, Machine]) -> str:
@@ -246,8 +239,8 @@ def _sources(machines: Mapping[str, Machine]) -> str:
         if each.usd_per_hour is not None:
             rent: Rent = each.usd_per_hour
             rows.append(("usd_per_hour", str(rent.amount), rent.date, rent.source))
-        tables.append(_rows(("", "value", "date", "source"), rows, 1, f"{name}: {each.description}"))
-    return _section("Sources of the hardware's figures", "".join(tables))
+        tables.append(grid(("", "value", "date", "source"), rows, 1, f"{name}: {each.description}"))
+    return section("Sources of the hardware's figures", "".join(tables))
 
 
 def _figures(machine: Machine) -> list[tuple[str, Figure]]:
@@ -259,40 +252,5 @@ def _figures(machine: Machine) -> list[tuple[str, Figure]]:
     return found + [(f"efficiency, {field.name}", getattr(shares, field.name)) for field in fields(shares)]
 
 
-def _figure(name: str, alternative: str, draw: plots.Draw, caption: str, height: float = plots.SIZE[1]) -> str:
-    drawn = plots.svg(name, alternative, draw, height)
-    return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n"
-
-
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], right: int = 0) -> str:
-    return _section(title, _rows(header, rows, right))
-
-
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]], right: int, caption: str = "") -> str:
-    """A table; the `right` columns after the first hold numbers."""
-
-    def kind(column: int) -> str:
-        return (
-            ' class="number"'
-            if 1 <= column <= right
-            else ' class="text"'
-            if column and column == len(header) - 1
-            else ""
-        )
-
-    head = "".join(f'<th scope="col"{kind(column)}>{escape(cell)}</th>' for column, cell in enumerate(header))
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td{kind(column)}>{escape(cell)}</td>" for column, cell in enumerate(row[1:], 1))
-        + "</tr>\n"
-        for row in rows
-    )
-    named = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption or "table")}"><table>{named}'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
-    )
+    return section(title, grid(header, rows, right))

@@ -130,7 +130,7 @@ def flops_per_token(config: ModelConfig, context: int, *, absorbed: bool) -> Flo
     return Flops(matmul, 2.0 * config.num_attention_heads * width * context * config.num_hidden_layers)
 
 
-def training_flops_per_token(config: ModelConfig, sequence: int, *, causal: bool = True) -> Flops:
+def training_flops_per_token(config: ModelConfig, sequence: float, *, causal: bool = True) -> Flops:
     """Forward and backward (twice the forward) of one token; causal: on average half the sequence is attended to.
 
     Not causal counts the masked half too, as some papers and kernels do.

@@ -15,6 +15,7 @@ from tapwater import ops
 from tapwater.config import ModelConfig
 from tapwater.model.context import AttentionContext, CachePart, CacheView, Sequences
 from tapwater.model.layers import Linear, RMSNorm
+from tapwater.model.recompute import run_again_but_attention
 from tapwater.model.rope import Rotation, softmax_scale
 
 # Published checkpoints were trained with this eps on the latents, whatever rms_norm_eps says (always 1e-6 so far).
@@ -68,6 +69,7 @@ class LatentAttention(nn.Module):
         self.qk_rope_head_dim = mla.qk_rope_head_dim
         self.v_head_dim = mla.v_head_dim
         self.scale = softmax_scale(config)
+        self.expands_again = False  # see Transformer.recompute
         query_width = self.num_heads * config.qk_head_dim
         self.q_lora_rank = config.q_lora_rank
         if config.q_lora_rank is None:
@@ -85,7 +87,11 @@ class LatentAttention(nn.Module):
         q_nope_THN, q_rope_THR = self.queries(x_TD, rotation)
         latent_TC, k_rope_TR = self.compress(x_TD, rotation)
         if isinstance(context, Sequences):
-            out_THV = self._expand_uncached(q_nope_THN, q_rope_THR, latent_TC, k_rope_TR, context)
+            given = (q_nope_THN, q_rope_THR, latent_TC, k_rope_TR, context)
+            if self.expands_again and torch.is_grad_enabled():
+                out_THV = run_again_but_attention(self._expand_uncached, *given)
+            else:
+                out_THV = self._expand_uncached(*given)
         else:
             ops.store(context.pages_LPSX[layer], context.slots_T, torch.cat((latent_TC, k_rope_TR), dim=-1))
             out_THV = self._attend_cached(q_nope_THN, q_rope_THR, context, layer)

@@ -16,11 +16,13 @@ from tapwater.model.gate import Gate, Routing
 class Balance:
     """What the model is told of balancing in a training step; `undropped_T` marks tokens that are never dropped.
 
-    The report exempts about 10% of the sequences so that inference may run without dropping.
+    The report exempts about 10% of the sequences so that inference may run without dropping. Losses are per sequence;
+    `row_lengths` says what a sequence is where rows are packed from documents (None: those that attention keeps apart).
     """
 
     config: BalanceConfig
     undropped_T: Tensor | None = None
+    row_lengths: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The DeepSeekMoE block: shared experts every token sees, routed experts the gate picks."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -30,14 +31,20 @@ class Experts(nn.Module):
 
 
 class Dispatcher(Protocol):
-    """How tokens reach their experts and come back; expert parallelism supplies one that crosses processes."""
+    """How tokens reach their experts and come back; expert parallelism supplies one that crosses processes.
 
-    def __call__(self, experts: Experts, x_TD: Tensor, routing: Routing, kept_TK: Tensor | None) -> Tensor: ...
+    The call sends the tokens off; what it returns, called once, is the routed experts' sum [T, D]. The shared experts
+    are computed in between, while tokens travel.
+    """
+
+    def __call__(
+        self, experts: Experts, x_TD: Tensor, routing: Routing, kept_TK: Tensor | None
+    ) -> Callable[[], Tensor]: ...
 
 
-def local_dispatch(experts: Experts, x_TD: Tensor, routing: Routing, kept_TK: Tensor | None) -> Tensor:
+def local_dispatch(experts: Experts, x_TD: Tensor, routing: Routing, kept_TK: Tensor | None) -> Callable[[], Tensor]:
     """All experts are here."""
-    return experts(x_TD, routing, kept_TK)
+    return lambda: experts(x_TD, routing, kept_TK)
 
 
 class MoE(nn.Module):
@@ -62,9 +69,10 @@ class MoE(nn.Module):
         routing = self.gate(x_TD)
         losses, kept_TK = None, None
         if balance is not None:
-            losses = balance_losses(routing, context.query_lengths, balance.config)
+            losses = balance_losses(routing, balance.row_lengths or context.query_lengths, balance.config)
             kept_TK = kept_assignments(routing, balance)
-        y_TD = self.dispatch(self.experts, x_TD, routing, kept_TK)
-        if self.shared_experts is not None:
-            y_TD = y_TD + self.shared_experts(x_TD)
-        return y_TD, losses
+        routed = self.dispatch(self.experts, x_TD, routing, kept_TK)
+        if self.shared_experts is None:
+            return routed(), losses
+        shared_TD = self.shared_experts(x_TD)
+        return routed() + shared_TD, losses

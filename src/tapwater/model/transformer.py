@@ -14,6 +14,7 @@ from tapwater.model.init import initialise
 from tapwater.model.layers import Embedding, Linear, RMSNorm, SwiGLU
 from tapwater.model.moe import Dispatcher, MoE, local_dispatch
 from tapwater.model.mtp import MultiTokenPrediction
+from tapwater.model.recompute import Recomputation, run_again
 from tapwater.model.rope import Rotation, rotation
 
 
@@ -78,6 +79,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, dispatch: Dispatcher = local_dispatch) -> None:
         super().__init__()
         self.config = config
+        self.recomputation: Recomputation = "none"
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, config.is_moe_layer(layer), dispatch) for layer in range(config.num_hidden_layers)
@@ -100,6 +102,14 @@ class Transformer(nn.Module):
             parameter.data = parameter.data.to(dtype)
         return model
 
+    def recompute(self, recomputation: Recomputation) -> None:
+        """Choose what a backward pass computes again: `selective` is MLA's keys and values (norms and SwiGLU's product
+        always are), `full` everything but the layers' inputs. No result changes."""
+        self.recomputation = recomputation
+        for module in self.modules():
+            if isinstance(module, LatentAttention):
+                module.expands_again = recomputation == "selective"
+
     def forward(
         self, tokens_T: Tensor, positions_T: Tensor, context: AttentionContext, balance: Balance | None = None
     ) -> Output:
@@ -112,9 +122,11 @@ class Transformer(nn.Module):
             raise ValueError("balance losses are defined over whole sequences, not over a cache")
         turned = rotation(self.config, positions_T)
         x_TD = self.embed_tokens(tokens_T)
+        again = self.recomputation == "full" and torch.is_grad_enabled()
         losses = []
         for layer, block in enumerate(self.layers):
-            x_TD, loss = block(x_TD, turned, context, layer, balance)
+            given = (x_TD, turned, context, layer, balance)
+            x_TD, loss = run_again(block, *given) if again else block(*given)
             if loss is not None:
                 losses.append(loss)
         return Output(self.norm(x_TD), sum_losses(losses) if losses else None)

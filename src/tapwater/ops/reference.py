@@ -70,6 +70,12 @@ def rotate_half(x_THd: Tensor, cos_Td2: Tensor, sin_Td2: Tensor) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x_THd.dtype)
 
 
+def linear_cross_entropy(hidden_TD: Tensor, weight_WD: Tensor, targets_T: Tensor, mask_T: Tensor) -> Tensor:
+    """The sum of -log softmax(hidden @ weight^T)[target] over the rows where the mask is true, in nats, float32."""
+    losses_T = F.cross_entropy(F.linear(hidden_TD, weight_WD).float(), targets_T, reduction="none")
+    return losses_T.masked_fill(~mask_T, 0.0).sum()
+
+
 def experts(
     x_TD: Tensor,
     expert_ids_TK: Tensor,

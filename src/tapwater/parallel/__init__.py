@@ -1,1 +1,44 @@
-"""Several processes: axes dp, ep and pp on torch.distributed, which nothing else imports."""
+"""Several processes: axes dp, ep and pp on torch.distributed, which nothing else imports.
+
+How a trainer uses it, in every process alike; a single process goes the same way, and nothing is sent:
+
+    world = join(config.parallel)                        # rows of this process: the dp_rank-th share of the batch
+    model = part_of_model(config.model, world, random_weights(config.model, seed))
+    pp = 1:  shard(model, world)                         # then for each micro-batch:
+             sum_after_backward(model, is_last)          #     before its backward pass
+    pp > 1:  pipeline = Pipeline(model, world, tokens)   # shards too; then for all micro-batches of a step:
+             pipeline.forward_backward(micro_batches, token_loss, balance_weight)
+    clip_gradients(model.parameters(), max_norm, world)
+    optimizer.step()                                     # one call per group of by_mesh(model.parameters())
+    update_bias(block.gate, world.sum_dp(load_E)[row], step) for row, block in routed_layers(model)
+    sharded_state(model, world, optimizer)               # what a checkpoint writes and reads
+    full_parameters(model, world)                        # what an export writes
+    leave()
+"""
+
+from tapwater.parallel.build import part_of_model, random_weights, routed_layers, shard, sharded_names
+from tapwater.parallel.gradients import by_mesh, clip_gradients, sum_after_backward
+from tapwater.parallel.mesh import World, join, leave
+from tapwater.parallel.pipeline import MicroBatch, Pipeline, Sums, TokenLoss
+from tapwater.parallel.state import as_pieces, full_parameters, sharded_state
+
+__all__ = [
+    "MicroBatch",
+    "Pipeline",
+    "Sums",
+    "TokenLoss",
+    "World",
+    "as_pieces",
+    "by_mesh",
+    "clip_gradients",
+    "full_parameters",
+    "join",
+    "leave",
+    "part_of_model",
+    "random_weights",
+    "routed_layers",
+    "shard",
+    "sharded_names",
+    "sharded_state",
+    "sum_after_backward",
+]

@@ -86,6 +86,14 @@ class Tokenizer:
         """
         return self._encode(text, add_special_tokens=True)
 
+    def encode_part(self, text: str) -> list[int]:
+        """Encode text that stands within a document: no BOS, whatever the model wants; otherwise as `encode`."""
+        return self._encode(text, add_special_tokens=False)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token of the vocabulary, special ones too; None for what is none."""
+        return self._backend.token_to_id(token)
+
     def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Render `messages` by the chat template and encode; BOS is there if the template writes it, never twice.
 

@@ -1,0 +1,146 @@
+"""What is settled before the first step: that the run can be, in which arithmetic, and how long it is."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tapwater.checkpoint import load_hf
+from tapwater.config import ModelConfig, PretrainConfig, replace_fields
+from tapwater.cost.hardware import machine
+from tapwater.cost.layout import Layout
+from tapwater.cost.memory import training_memory
+from tapwater.cost.recipe import Recipe
+from tapwater.data.corpus import Corpus
+from tapwater.errors import ConfigError
+from tapwater.model import Sequences, Transformer
+from tapwater.parallel import World, random_weights
+from tapwater.train.loss import Rows, losses_of
+from tapwater.train.masters import Masters
+from tapwater.train.probe import Precision, fastest_precision
+
+GB = 1e9
+TRIAL_LAYERS = 2  # of the model that precisions are tried on, besides dense ones before the first experts
+
+
+def check_corpus(config: PretrainConfig, corpus: Corpus) -> None:
+    """ConfigError unless the model has a row for every token of the corpus, and its BOS and EOS."""
+    manifest, model = corpus.manifest, config.model
+    if model.vocab_size < manifest.vocab_size:
+        raise ConfigError(
+            f"model: vocab_size {model.vocab_size} is less than the {manifest.vocab_size} tokens of {corpus.path}"
+        )
+    eos = model.eos_token_id if isinstance(model.eos_token_id, tuple) else (model.eos_token_id,)
+    for name, own, theirs in (
+        ("bos_token_id", (model.bos_token_id,), manifest.bos_token_id),
+        ("eos_token_id", eos, manifest.eos_token_id),
+    ):
+        if theirs not in own:
+            raise ConfigError(f"model: {name} is {own[0]}, documents of {corpus.path} have {theirs}; set it to that")
+
+
+def check_memory(config: PretrainConfig, precision: Precision) -> None:
+    """ConfigError, with the numbers, when a process will not fit into the memory that is free; for CPUs."""
+    needed = memory_bytes(config, precision)
+    free = free_bytes() / config.parallel.processes
+    if needed > free:
+        raise ConfigError(
+            f"the run needs about {needed / GB:.1f} GB in each process and {free / GB:.1f} GB are free for it; lower "
+            "batch.micro_sequences or data.sequence_length, set train.recomputation, or train a smaller model"
+        )
+
+
+def memory_bytes(config: PretrainConfig, precision: Precision) -> float:
+    """Bytes of the fullest process: weights, gradients, the optimizer's state and what the backward pass reads.
+
+    An estimate of tensors; what the program itself takes, some 0.5 GB, is on top. Processes of one machine are counted
+    as if each had the state of its own.
+    """
+    layout = Layout(dp=config.parallel.dp, ep=config.parallel.ep, pp=config.parallel.pp)
+    rows = config.batch.micro_sequences * config.parallel.dp
+    recipe = Recipe(
+        sequence=config.data.sequence_length,
+        batch=rows * max(1, config.parallel.pp),
+        micro_batch=config.batch.micro_sequences,
+        schedule="1f1b",
+        recomputation=config.train.recomputation,
+        optimizer=config.optimizer.name,
+        weight_format="float32" if precision == "float32" else "bf16",
+        gradient_format="float32",
+    )
+    # any machine will do: what is asked is only how much, not whether it fits there
+    return training_memory(config.model, machine("xeon-2vcpu"), layout, recipe).total_bytes
+
+
+def free_bytes() -> float:
+    """Bytes of memory that programs can still get on this machine."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    return torch.iinfo(torch.int64).max  # a system that does not say so refuses by itself
+
+
+def starting_weights(config: PretrainConfig) -> Iterable[tuple[str, Tensor]]:
+    """Random weights by the run's seed, or those of init.checkpoint in float32."""
+    if config.init.checkpoint is None:
+        return random_weights(config.model, config.train.seed)
+    model = load_hf(Path(config.init.checkpoint), torch.float32)
+    shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
+    with torch.device("meta"):
+        wanted = {name: tuple(each.shape) for name, each in Transformer(config.model).state_dict().items()}
+    for name in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(name) != wanted.get(name):
+            raise ConfigError(
+                f"init: {config.init.checkpoint} has {name} {shapes.get(name, 'not at all')}, the model of this run "
+                f"{wanted.get(name, 'not at all')}; a stage may change rope and lengths, not weights"
+            )
+    return model.state_dict().items()
+
+
+def choose_precision(config: PretrainConfig, world: World) -> Precision:
+    """The precision asked for; `auto` is bf16 on a GPU, on a CPU whichever takes less time in a few layers."""
+    asked = config.train.precision
+    if asked != "auto":
+        return asked
+    if world.device.type == "cuda":
+        return "bf16"
+    chosen = _faster(config) if world.is_first else None
+    return world.broadcast(chosen)
+
+
+def _faster(config: PretrainConfig) -> Precision:
+    layers = min(config.model.num_hidden_layers, config.model.first_k_dense_replace + TRIAL_LAYERS)
+    small = replace_fields(config.model, {"num_hidden_layers": layers, "num_nextn_predict_layers": 0}, "trial")
+    size = config.data.sequence_length
+    total = size * config.batch.micro_sequences
+    tokens_T = torch.randint(0, small.vocab_size, (total,), generator=torch.Generator().manual_seed(0))
+    rows = Rows(tokens_T, tokens_T, torch.ones(total, dtype=torch.bool), Sequences((size,) * (total // size)), None)
+    models = {precision: _trial_model(small, precision) for precision in ("float32", "bf16")}
+
+    def run_step(precision: Precision) -> None:
+        model, masters = models[precision]
+        losses_of(model, rows, total, 1.0).ce.backward()
+        masters.take_gradients()
+        for parameter in masters.named.values():
+            parameter.grad = None
+
+    return fastest_precision(run_step).fastest
+
+
+def _trial_model(config: ModelConfig, precision: Precision) -> tuple[Transformer, Masters]:
+    model = Transformer.random(config, 0)
+    return model, Masters(model, precision)
+
+
+def seconds_of(work: Callable[[], object], rounds: int = 2) -> float:
+    """The least time of a call, after one to warm up."""
+    work()
+    times: list[float] = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

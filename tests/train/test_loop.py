@@ -1,0 +1,218 @@
+"""Whole runs of a small model: what an interruption, a spike or another arithmetic does to them."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tapwater.checkpoint import load_hf
+from tapwater.data.corpus import Corpus
+from tapwater.errors import ConfigError, TrainingError
+from tapwater.model import Sequences
+from tapwater.train.metrics import read_evaluations, read_steps
+from training import MOE, make_config, make_corpus, make_run
+
+EXACT = (
+    "step",
+    "loss",
+    "ce",
+    "expert_loss",
+    "device_loss",
+    "communication_loss",
+    "mtp_loss",
+    "lr",
+    "grad_norm",
+    "load",
+)
+V3 = {"model_type": "deepseek_v3", "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True,
+      "n_group": 2, "topk_group": 1, "num_nextn_predict_layers": 1}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus") / "built")
+
+
+def curve(directory: Path) -> list[list[object]]:
+    """What every step must have in common with that of a run never interrupted."""
+    return [[line.get(name) for name in EXACT] for line in read_steps(directory)]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_hf(directory / "export").state_dict()
+
+
+VARIANTS = {
+    "moe": {},
+    "bf16": {"train": {"precision": "bf16"}},
+    "muon": {"optimizer": {"name": "muon", "muon_lr": 0.02}},
+    "bias and mtp": {"model": V3, "balance": {"bias_step": 0.001, "expert_alpha": 1e-4}},
+    "dropping and a ramp": {"balance": {"capacity_factor": 1.0}, "batch": {"ramp_from": 2, "ramp_steps": 4}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_interrupted_run_goes_on_bit_for_bit(name: str, corpus: Corpus, tmp_path: Path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    make_run(make_config(corpus, whole, **VARIANTS[name]), corpus).train()
+
+    run = make_run(make_config(corpus, broken, **VARIANTS[name]), corpus)
+    step = run.step.run
+
+    def interrupted(*arguments):
+        trained = step(*arguments)
+        if run.number == 4:  # the fifth step is under way
+            os.kill(os.getpid(), signal.SIGINT)
+        return trained
+
+    run.step.run = interrupted
+    stopped = run.train()
+    assert stopped.is_interrupted and stopped.step == 5
+    finished = make_run(make_config(corpus, broken, **VARIANTS[name]), corpus).train()
+    assert not finished.is_interrupted and finished.step == 8
+
+    assert curve(broken) == curve(whole)
+    assert [line["sources"] for line in read_evaluations(broken)] == [
+        line["sources"] for line in read_evaluations(whole)
+    ]
+    for key, value in weights(whole).items():
+        assert torch.equal(weights(broken)[key], value), key
+
+
+def test_training_learns_what_repeats(corpus: Corpus, tmp_path: Path):
+    config = make_config(corpus, tmp_path / "run", train={"steps": 30}, data={"mixture": {"code": 1.0}})
+    make_run(config, corpus).train()
+    losses = [line["ce"] for line in read_steps(tmp_path / "run")]
+    assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize("recomputation", ["selective", "full"])
+def test_recomputation_changes_no_number(recomputation: str, corpus: Corpus, tmp_path: Path):
+    kept, again = tmp_path / "kept", tmp_path / "again"
+    make_run(make_config(corpus, kept, train={"steps": 3}), corpus).train()
+    make_run(make_config(corpus, again, train={"steps": 3, "recomputation": recomputation}), corpus).train()
+    assert curve(again) == curve(kept)
+
+
+def test_micro_batches_add_up_to_the_batch(corpus: Corpus, tmp_path: Path):
+    runs = {}
+    for micro in (1, 4):
+        run = make_run(make_config(corpus, tmp_path / str(micro), batch={"micro_sequences": micro}), corpus)
+        losses = run.step.forward_backward(run.loader.draw(4), 0)
+        runs[micro] = losses, {name: each.grad for name, each in run.masters.named.items()}
+    torch.testing.assert_close(vars(runs[1][0]), vars(runs[4][0]))
+    torch.testing.assert_close(runs[1][1], runs[4][1], rtol=1e-4, atol=1e-7)
+
+
+def test_the_step_loss_is_that_of_the_whole_batch_by_hand(corpus: Corpus, tmp_path: Path):
+    run = make_run(make_config(corpus, tmp_path / "run"), corpus)
+    batch = run.loader.draw(4)
+    losses = run.step.forward_backward(batch, 0)
+    total = 0.0
+    for row in range(4):
+        start = 0
+        for length in batch.lengths[row]:
+            tokens = torch.from_numpy(batch.tokens_BS[row, start : start + length])
+            output = run.model(tokens, torch.arange(length), Sequences((length,)))
+            logits = run.model.logits(output.hidden_TD).detach()
+            targets = torch.from_numpy(batch.targets_BS[row, start : start + length])
+            total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+            start += length
+    assert float(losses.ce) == pytest.approx(total / batch.num_targets, rel=1e-5)
+
+
+def test_biases_move_against_the_load(corpus: Corpus, tmp_path: Path):
+    config = make_config(corpus, tmp_path / "run", model=V3, balance={"bias_step": 0.001})
+    run = make_run(config, corpus)
+    trained = run.step.run(run.loader.draw(4), 1.0, 0)
+    load_E = trained.losses.load_LE[0]
+    expected = 0.001 * torch.sign(load_E.mean() - load_E)
+    assert torch.equal(run.model.layers[1].mlp.gate.e_score_correction_bias, expected)
+    ahead = trained.losses.load_LE[-1]
+    assert torch.equal(
+        run.model.mtp[0].block.mlp.gate.e_score_correction_bias, 0.001 * torch.sign(ahead.mean() - ahead)
+    )
+
+
+def test_a_spike_goes_back_and_skips_what_led_to_it(corpus: Corpus, tmp_path: Path):
+    spikes = {"window": 2, "deviations": 6.0, "patience": 1}
+    config = make_config(corpus, tmp_path / "run", spikes=spikes, checkpoint={"every_steps": 2}, train={"steps": 10})
+    run = make_run(config, corpus)
+    step, drawn = run.step.run, []
+
+    def poisoned(batch, share, number):
+        drawn.append(batch.tokens_BS.tobytes())
+        if len(drawn) == 6:
+            with torch.no_grad():
+                run.model.lm_head.weight *= 100
+        return step(batch, share, number)
+
+    run.step.run = poisoned
+    finished = run.train()
+    assert finished.step == 10
+    steps = [line["step"] for line in read_steps(tmp_path / "run")]
+    assert steps == list(range(1, 11))
+    assert len(drawn) == 12  # six, then five to ten again from step 4, on batches never seen
+    assert len(set(drawn)) == 12
+    assert all(line["loss"] < 10 for line in read_steps(tmp_path / "run"))
+
+
+def test_other_settings_do_not_go_on(corpus: Corpus, tmp_path: Path):
+    config = make_config(corpus, tmp_path / "run")
+    make_run(config, corpus)
+    with pytest.raises(TrainingError, match=r"optimizer\.lr"):
+        make_run(make_config(corpus, tmp_path / "run", optimizer={"lr": 0.5}), corpus)
+
+
+def test_a_vocabulary_too_small_is_refused(corpus: Corpus, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"vocab_size 100 is less than the 300"):
+        make_run(make_config(corpus, tmp_path / "run", model={"vocab_size": 100}), corpus)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(corpus: Corpus, tmp_path: Path):
+    huge = {"hidden_size": 32768, "num_attention_heads": 64, "num_key_value_heads": 64, "intermediate_size": 131072,
+            "num_hidden_layers": 64}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"needs about [\d.]+ GB in each process and [\d.]+ GB are free"):
+        make_run(make_config(corpus, tmp_path / "run", model=huge), corpus)
+    assert not (tmp_path / "run").exists()
+
+
+def test_minutes_become_steps_that_are_kept(corpus: Corpus, tmp_path: Path):
+    config = make_config(corpus, tmp_path / "run", train={"minutes": 0.05, "steps": None}, schedule={"warmup_steps": 0})
+    run = make_run(config, corpus)
+    assert 3 < run.total_steps < 3000
+    assert make_run(config, corpus).total_steps == run.total_steps
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["total_steps"] == run.total_steps
+
+
+def test_a_long_context_stage_is_a_change_of_config(corpus: Corpus, tmp_path: Path):
+    make_run(make_config(corpus, tmp_path / "short", train={"steps": 2}), corpus).train()
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    stage = make_config(
+        corpus,
+        tmp_path / "long",
+        model={"max_position_embeddings": 256, "rope_scaling": yarn},
+        data={"sequence_length": 128},
+        init={"checkpoint": str(tmp_path / "short" / "export")},
+        train={"steps": 2},
+    )
+    run = make_run(stage, corpus)
+    torch.testing.assert_close(
+        run.model.state_dict(), load_hf(tmp_path / "short" / "export", torch.float32).state_dict()
+    )
+    run.train()
+    assert load_hf(tmp_path / "long" / "export").config.rope_scaling is not None
+
+
+def test_an_init_of_another_shape_is_refused(corpus: Corpus, tmp_path: Path):
+    make_run(make_config(corpus, tmp_path / "one", train={"steps": 1}, schedule={"warmup_steps": 0}), corpus).train()
+    other = {**MOE, "kv_lora_rank": 8}
+    with pytest.raises(ConfigError, match="kv_a_layernorm"):
+        config = make_config(
+            corpus, tmp_path / "two", model=other, init={"checkpoint": str(tmp_path / "one" / "export")}
+        )
+        make_run(config, corpus)
