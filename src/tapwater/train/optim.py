@@ -35,15 +35,16 @@ class Optimizers:
             else:
                 (matrices if parameter.ndim == 2 else stacks).append(parameter)
         decay, momentum = section.weight_decay, section.muon_momentum
-        betas = (section.beta1, section.beta2)
         self.list: list[torch.optim.Optimizer] = []
         self._rates: list[float] = []
-        for parameters, weight_decay in ((tables, decay), (vectors, 0.0)):
-            for of_one_mesh in by_mesh(parameters):  # a fused call takes one mesh
-                adamw = torch.optim.AdamW(
-                    of_one_mesh, section.lr, betas, section.eps, weight_decay=weight_decay, fused=True
-                )
-                self._add(adamw, section.lr)
+        groups = [
+            {"params": of_one_mesh, "weight_decay": weight_decay}  # a fused call takes one mesh
+            for parameters, weight_decay in ((tables, decay), (vectors, 0.0))
+            for of_one_mesh in by_mesh(parameters)
+        ]
+        if groups:
+            betas = (section.beta1, section.beta2)
+            self._add(torch.optim.AdamW(groups, section.lr, betas, section.eps, fused=True), section.lr)
         if matrices:
             muon = torch.optim.Muon(matrices, section.muon_lr, decay, momentum)
             self._add(muon, section.muon_lr)
