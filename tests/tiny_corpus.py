@@ -19,16 +19,18 @@ def write_corpus(
     heldout: Mapping[str, Documents] | None = None,
     vocab_size: int = 1000,
     shard_tokens: int = 2**28,
+    sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> Corpus:
-    """Documents of each source as a corpus; a document counts as many bytes as tokens."""
+    """Documents of each source as a corpus; a document counts as many bytes as tokens, or as `sizes` says of all."""
     path.mkdir()
     sources = []
     for name, documents in train.items():
         records: list[SplitRecord] = []
+        given = iter((sizes or {}).get(name, []))
         for split, part in (("train", documents), ("heldout", (heldout or {}).get(name, []))):
             with ShardWriter(path, split, name, vocab_size, shard_tokens) as writer:
                 for tokens in part:
-                    writer.add(np.array([BOS, *tokens, EOS]), len(tokens))
+                    writer.add(np.array([BOS, *tokens, EOS]), next(given, len(tokens)))
             records.append(writer.record)
         sources.append(SourceRecord(name, *records))
     dtype = "uint16" if token_dtype(vocab_size).itemsize == 2 else "uint32"

@@ -18,7 +18,7 @@ app = App(
     help_epilogue="MODEL is a known name, a .gguf file, a Hugging Face directory or an owner/name repository.",
 )
 for verb in (
-    *("serve", "chat", "generate", "pull", "quantize", "train", "export", "inspect"),
+    *("serve", "chat", "generate", "pull", "quantize", "data", "train", "export", "inspect"),
     *("hardware", "plan", "price"),
 ):
     app.command(f"tapwater.cli.{verb}:{verb}")

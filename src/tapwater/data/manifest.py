@@ -52,17 +52,23 @@ class SplitRecord:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """Documents, and the UTF-8 bytes of their texts."""
+
+    num_documents: int = 0
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class SourceRecord:
-    """Where a part of the corpus is from, what was dropped of it and why."""
+    """A part of the corpus: what is kept of it under which licences, and what was dropped for which reasons."""
 
     name: str
     train: SplitRecord
     heldout: SplitRecord
-    licences: Mapping[str, int] = field(default_factory=dict)  # kept documents of each
-    languages: Mapping[str, int] = field(default_factory=dict)
-    seen: Mapping[str, int] = field(default_factory=dict)  # documents, bytes before any filter
-    dropped: Mapping[str, int] = field(default_factory=dict)  # documents for each reason
-    dropped_bytes: Mapping[str, int] = field(default_factory=dict)
+    licences: Mapping[str, int] = field(default_factory=dict)  # bytes kept under each
+    languages: Mapping[str, int] = field(default_factory=dict)  # bytes kept in each
+    dropped: Mapping[str, Amount] = field(default_factory=dict)
     infilling: int = 0  # training documents rearranged for fill-in-the-middle
 
     def split(self, split: Split) -> SplitRecord:

@@ -1,0 +1,126 @@
+"""Text to the token ids of documents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from tapwater.data.fim import FIM_TOKENS, FimIds, Ids, arrange, is_chosen, split_text
+from tapwater.errors import DataError
+from tapwater.text.files import read_tokenizer_files
+
+
+class Backend(Protocol):
+    """Encodes texts; strings of control tokens in them are ordinary text."""
+
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]: ...
+
+
+class _Tokenizers:
+    name = "tokenizers"
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(each.ids, np.int64) for each in found]
+
+
+class _Fastokens:
+    name = "fastokens"
+
+    def __init__(self, path: Path) -> None:
+        import fastokens
+
+        self._backend = fastokens.Tokenizer.from_file(str(path))
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        ids, offsets = self._backend.encode_batch_flat(list(texts), split_special_tokens=True)
+        flat, edges = np.frombuffer(ids, "<u4"), np.frombuffer(offsets, "<u8")
+        return [flat[start:stop] for start, stop in pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class ToEncode:
+    """A text, the number it is drawn by, and whether it may be rearranged."""
+
+    text: str
+    key: int
+    fim_rate: float
+
+
+class Encoder:
+    """Encodes documents by the tokenizer of a directory; make one with `open`."""
+
+    def __init__(self, backend: Backend, bos: int, eos: int, fim: FimIds | None, vocab_size: int) -> None:
+        self.backend, self.bos_token_id, self.eos_token_id = backend, bos, eos
+        self.fim, self.vocab_size = fim, vocab_size
+
+    @classmethod
+    def open(cls, directory: Path, probes: Sequence[str]) -> "Encoder":
+        """Read the tokenizer's files.
+
+        `fastokens` encodes where it is installed and gives the ids of `tokenizers` for all `probes`, otherwise
+        `tokenizers` does. DataError when there is no BOS or EOS.
+        """
+        files = read_tokenizer_files(directory)
+        if files.bos_token_id is None or not files.eos_token_ids:
+            raise DataError(f"{directory}: the tokenizer has no BOS or no EOS token")
+        files.backend.encode_special_tokens = True
+        files.backend.no_truncation()
+        files.backend.no_padding()
+        marks = [files.backend.token_to_id(token) for token in FIM_TOKENS]
+        begin, hole, end = marks
+        fim = None if begin is None or hole is None or end is None else FimIds(begin, hole, end)
+        size = 1 + max(files.backend.get_vocab(with_added_tokens=True).values())
+        backend = _fastest(directory / "tokenizer.json", _Tokenizers(files.backend), [*probes, *FIM_TOKENS])
+        return cls(backend, files.bos_token_id, files.eos_token_ids[0], fim, size)
+
+    def encode(self, documents: Sequence[ToEncode], seed: int) -> list[tuple[NDArray[np.int64], bool]]:
+        """`BOS .. EOS` of each document, and whether it was rearranged; the draws depend on `key` and `seed` alone.
+
+        DataError when one is to be rearranged and the tokenizer has no marks for it.
+        """
+        parts: list[str] = []
+        counts: list[int] = []
+        for each in documents:
+            rearranged = is_chosen(each.key, each.fim_rate, seed)
+            pieces = split_text(each.text, each.key, seed) if rearranged else (each.text,)
+            parts += pieces
+            counts.append(len(pieces))
+        encoded = iter(self.backend.encode(parts))
+        found: list[tuple[NDArray[np.int64], bool]] = []
+        for count in counts:
+            body = next(encoded)
+            if count > 1:
+                body = arrange(body, next(encoded), next(encoded), self._marks())
+            found.append((np.concatenate(([self.bos_token_id], body, [self.eos_token_id])).astype(np.int64), count > 1))
+        return found
+
+    def _marks(self) -> FimIds:
+        if self.fim is None:
+            raise DataError(f"fim: the tokenizer has no tokens {' '.join(FIM_TOKENS)}; set fim.rate=0 or train one")
+        return self.fim
+
+
+def _fastest(path: Path, reference: _Tokenizers, probes: Sequence[str]) -> Backend:
+    if find_spec("fastokens") is None:
+        return reference
+    try:
+        fast = _Fastokens(path)
+    except (ValueError, RuntimeError):  # a part of the tokenizer that it does not know
+        return reference
+    same = all(
+        np.array_equal(own, other)
+        for own, other in zip(reference.encode(probes), fast.encode(probes), strict=True)
+    )  # fmt: skip
+    return fast if same else reference

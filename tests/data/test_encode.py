@@ -1,0 +1,49 @@
+"""Encoding: both libraries give the same ids, control strings in text stay text, draws are of the text alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tapwater.data.encode import Encoder, ToEncode
+from tapwater.data.fim import is_chosen, split_text
+from tapwater.data.tokenizer_training import SPECIAL_TOKENS, train_tokenizer
+
+TEXT = "class A:\n    def f(self, x):\n        return x + 10  # 加一\n" * 3
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([TEXT + str(number) for number in range(50)], 280, path)
+    return path
+
+
+def test_the_fast_library_is_taken_and_agrees_with_the_other(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastokens")
+    generator = np.random.default_rng(1)
+    letters = list("aé你 \n\t1٣_-.#<｜>▁🙂\u0301") + list(SPECIAL_TOKENS)
+    texts = ["".join(generator.choice(letters, 30)) for _ in range(300)] + ["", TEXT]
+    asked = [ToEncode(text, number, 0.3) for number, text in enumerate(texts)]
+    fast = Encoder.open(directory, texts)
+    assert fast.backend.name == "fastokens"
+    monkeypatch.setattr("tapwater.data.encode.find_spec", lambda name: None)
+    slow = Encoder.open(directory, texts)
+    assert slow.backend.name == "tokenizers"
+    for (one, chosen), (other, also) in zip(fast.encode(asked, 0), slow.encode(asked, 0), strict=True):
+        assert one.tolist() == other.tolist() and chosen == also
+
+
+def test_control_strings_in_a_text_are_not_control_tokens(directory: Path) -> None:
+    encoder = Encoder.open(directory, [])
+    [(ids, _)] = encoder.encode([ToEncode("".join(SPECIAL_TOKENS), 0, 0.0)], 0)
+    assert (ids[0], ids[-1]) == (0, 1) and ids[1:-1].min() >= len(SPECIAL_TOKENS)
+
+
+def test_a_text_is_split_into_all_of_itself_and_the_share_is_kept() -> None:
+    assert all("".join(split_text("héllo 世界", key, 0)) == "héllo 世界" for key in range(50))
+    assert split_text("", 1, 0) == ("", "", "")
+    assert len({split_text("abcdef", key, 0) for key in range(200)}) > 20  # of 28
+    chosen = sum(is_chosen(key, 0.1, 0) for key in range(5000))
+    assert 430 < chosen < 570
+    assert [is_chosen(key, rate, 0) for key in range(5) for rate in (0.0, 1.0)] == [False, True] * 5
