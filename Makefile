@@ -5,13 +5,16 @@ MODEL ?= smollm2-135m-instruct
 ARGS ?=
 SOURCES := CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: serve chat test test-slow check bench docs format clean
+.PHONY: serve chat tiny test test-slow check bench docs format clean
 
 serve: .venv/serve.stamp ## answer on http://127.0.0.1:8000: OpenAI-compatible API and chat page
 	$(BIN)/tapwater serve $(MODEL) $(ARGS)
 
 chat: .venv/serve.stamp ## talk to the model in the terminal
 	$(BIN)/tapwater chat $(MODEL) $(ARGS)
+
+tiny: .venv/train.stamp ## raw text to a served model, in a quarter of an hour
+	runs/tiny.sh
 
 test: .venv/dev.stamp ## the default tests, minutes
 	$(BIN)/pytest $(ARGS)
@@ -54,7 +57,12 @@ clean:
 	$(BIN)/python -m compileall -q src
 	touch $@
 
+.venv/train.stamp: .venv/torch.stamp pyproject.toml $(SOURCES)
+	$(BIN)/python -m pip install -q -e '.[serve,report,train]'
+	$(BIN)/python -m compileall -q src
+	touch $@ .venv/serve.stamp
+
 .venv/dev.stamp: .venv/torch.stamp pyproject.toml $(SOURCES)
 	$(BIN)/python -m pip install -q -e '.[serve,report,train,dev]'
 	$(BIN)/python -m compileall -q src
-	touch $@ .venv/serve.stamp
+	touch $@ .venv/serve.stamp .venv/train.stamp

@@ -32,8 +32,8 @@ from tapwater.data.clean import clean
 from tapwater.data.decontamination import Decontamination
 from tapwater.data.document import Document
 from tapwater.data.duplicates import DuplicateIndex
-from tapwater.data.filters import SOURCE, judge
-from tapwater.data.normalise import normalise
+from tapwater.data.filters import judge
+from tapwater.data.normalise import normalise_all
 from tapwater.data.readers import read
 from tapwater.data.spool import Spool, read_spool
 from tapwater.data.tally import Tally
@@ -120,16 +120,18 @@ def stages(work: Path, evaluation: Path) -> dict[str, float]:
         speed[name] = num_bytes / (time.process_time() - start) / 1e6
         return result
 
-    num_bytes = sum(each.num_bytes for each in documents((str(work / "tree"),), STAGE_BYTES))
-    raw = list(documents((str(work / "tree"),), STAGE_BYTES))
-    timed("read", lambda: list(documents((str(work / "tree"),), STAGE_BYTES)))
-    texts = [normalise(each.text) for each in raw]
-    timed("normalise", lambda: [normalise(each.text) for each in raw])
+    tree = (str(work / "tree"),)
+    raw = list(documents(tree, STAGE_BYTES))
+    num_bytes = sum(each.num_bytes for each in raw)
+    timed("read", lambda: list(documents(tree, STAGE_BYTES)))
+    ends = np.searchsorted(np.cumsum([each.num_bytes for each in raw]), np.arange(BATCH_BYTES, num_bytes, BATCH_BYTES))
+    cuts = [slice(start, end) for start, end in pairwise([0, *ends.tolist(), len(raw)])]
+    texts = normalise_all([each.text for each in raw])
+    timed("normalise", lambda: [normalise_all([each.text for each in raw[cut]]) for cut in cuts])
     limits = FilterSection()
-    timed("filters", lambda: [judge(text, "python", SOURCE, limits) for text in texts])
+    timed("filters", lambda: [judge(texts[cut], ["python"] * len(texts[cut]), limits) for cut in cuts])
     utf8 = [text.encode() for text in texts]
-    ends = np.searchsorted(np.cumsum([len(each) for each in utf8]), np.arange(0, num_bytes, BATCH_BYTES))
-    batches = [utf8[start:end] for start, end in pairwise([*ends.tolist(), len(utf8)])]
+    batches = [utf8[cut] for cut in cuts]
     words = [hash_words(batch) for batch in batches]
     timed("words", lambda: [hash_words(batch) for batch in batches])
     decontamination = Decontamination(DecontaminationSection(files=(str(evaluation),)))

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "processor.h"
 
 namespace tw {
 
@@ -25,13 +26,6 @@ namespace portable {
 extern const Kernels table;
 }
 
-#if defined(TW_HAS_AVX512)
-static bool has_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-}
-#endif
-
 struct Choice {
     const Kernels* table;
     bool runs;
@@ -40,13 +34,13 @@ struct Choice {
 static const Choice* choices(int* count) {
     static const Choice list[] = {
 #if defined(TW_HAS_AVX512_BF16)
-        {&avx512_bf16::table, has_avx512() && __builtin_cpu_supports("avx512bf16")},
+        {&avx512_bf16::table, has_avx512_bf16()},
 #endif
 #if defined(TW_HAS_AVX512)
         {&avx512::table, has_avx512()},
 #endif
 #if defined(TW_HAS_AVX2)
-        {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+        {&avx2::table, has_avx2()},
 #endif
         {&portable::table, true},
     };

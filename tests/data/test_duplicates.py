@@ -1,5 +1,6 @@
 """Words, near-duplicates and contamination against brute force over Python's own sets and regular expressions."""
 
+import json
 import random
 import re
 from itertools import combinations
@@ -154,6 +155,24 @@ def test_contamination_is_thirteen_words_in_a_row(tmp_path: Path) -> None:
     }
     found = decontamination.contaminated(hash_words([text.encode() for text in texts]))
     assert found.tolist() == list(texts.values())
+
+
+def test_contamination_is_that_of_brute_force(tmp_path: Path) -> None:
+    chance = random.Random(2)
+    vocabulary = [f"v{number}" for number in range(6)]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(" ".join(chance.choices(vocabulary, k=size))) + "\n" for size in (5, 5, 6, 7, 8, 9, 11))
+    )
+    rows = [json.loads(line).split() for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    known = {tuple(row[start : start + 8]) for row in rows for start in range(len(row) - 7)}
+    texts = [" ".join(chance.choices(vocabulary, k=chance.randrange(60))) for _ in range(300)]
+    for number in range(0, 300, 4):
+        texts[number] += " " + " ".join(chance.choice(rows)[: chance.randrange(6, 10)])
+    expected = [not known.isdisjoint(shingles(text, 8)) for text in texts]
+    decontamination = Decontamination(DecontaminationSection(files=(str(tmp_path / "a.jsonl"),), ngram_words=8))
+    found = decontamination.contaminated(hash_words([text.encode() for text in texts]))
+    assert found.tolist() == expected
+    assert 10 < sum(expected) < 290
 
 
 def test_bad_evaluation_files(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 import random
 import unicodedata
+from math import log2
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tapwater.config.corpus import FilterSection
-from tapwater.data.filters import PROSE, SOURCE, judge
+from tapwater.data.filters import judge
 from tapwater.data.language import ProseLanguage
-from tapwater.data.normalise import normalise
+from tapwater.data.measures import measure
+from tapwater.data.normalise import normalise, normalise_all
 
 LIMITS = FilterSection()
 PROSE_TEXT = "\n".join(
@@ -40,11 +42,35 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
     assert unicodedata.is_normalized("NFC", once)
 
 
-@pytest.mark.parametrize(
-    ("text", "filters"), [(PROSE_TEXT, PROSE), (CODE, SOURCE), ("河流穿过这个国家的大城市，" * 5 + PROSE_TEXT, PROSE)]
+@given(st.lists(st.text(st.sampled_from("ab \t\n\r\x0c\x7f\x85é\u0301\ufeff三\xa0"), max_size=12), max_size=6))
+def test_many_at_once_are_normalised_as_each_alone(texts: list[str]) -> None:
+    assert normalise_all(texts) == [normalise(text) for text in texts]
+
+
+LINES = st.lists(
+    st.sampled_from(["", "a", "b", "ab", "long line of words", "wide line of words", "é三", " x"]), min_size=1
 )
-def test_good_text_stays(text: str, filters: tuple) -> None:
-    assert judge(text, "python", filters, LIMITS) is None
+
+
+@given(st.lists(LINES.map("\n".join).filter(str.strip).map(normalise), min_size=1, max_size=5))
+def test_measures_are_those_of_python(texts: list[str]) -> None:
+    for text, found in zip(texts, measure(texts, ["python"] * len(texts)), strict=True):
+        lines, utf8 = text.split("\n"), text.encode()
+        filled = [line for line in lines if line]
+        assert (found.num_lines, found.num_filled_lines) == (len(lines), len(filled))
+        assert found.fewest_distinct_lines <= found.num_distinct_lines() == len(set(filled))
+        assert found.longest_line_bytes == max(len(line.encode()) for line in lines)
+        assert found.longest_line() == max(map(len, lines))
+        assert found.num_blanks == sum(map(text.count, " \n\t"))
+        shares = [utf8.count(byte) / len(utf8) for byte in set(utf8)]
+        assert found.entropy_bits == pytest.approx(-sum(share * log2(share) for share in shares))
+
+
+@pytest.mark.parametrize(
+    ("text", "language"), [(PROSE_TEXT, ""), (CODE, "python"), ("河流穿过这个国家的大城市，" * 5 + PROSE_TEXT, "")]
+)
+def test_good_text_stays(text: str, language: str) -> None:
+    assert judge([text], [language], LIMITS) == [None]
 
 
 BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -72,12 +98,24 @@ BLOB = "\n".join("".join(random.Random(row).choices(BASE64, k=76)) for row in ra
     ],
 )
 def test_each_filter_names_its_reason(reason: str, language: str, text: str) -> None:
-    assert judge(text, language, SOURCE if language else PROSE, LIMITS) == reason
+    texts, languages = [CODE, text, "", CODE], ["python", language, "", "python"]
+    assert judge(texts, languages, LIMITS) == [None, reason, "too_short", None]
 
 
 def test_a_hexadecimal_table_is_a_blob_to_a_lenient_digit_filter() -> None:
     table = "\n".join(", ".join(f"0x{value:02x}" for value in random.Random(row).randbytes(12)) for row in range(40))
-    assert judge(table, "python", SOURCE, FilterSection(max_digit_share=1.0)) == "data_blob"
+    assert judge([table], ["python"], FilterSection(max_digit_share=1.0)) == ["data_blob"]
+
+
+def test_lines_that_end_alike_are_not_taken_for_repeated() -> None:
+    text = "\n".join(f"{number:02} apples and pears" for number in range(99))
+    assert measure([text], ["python"])[0].fewest_distinct_lines == 1
+    assert judge([text], ["python"], LIMITS) == [None]
+
+
+def test_long_lines_are_counted_in_characters() -> None:
+    assert judge([CODE + "三" * 999], ["python"], LIMITS) == [None]
+    assert judge([CODE + "三" * 1001], ["python"], LIMITS) == ["long_lines"]
 
 
 def test_languages_of_prose() -> None:

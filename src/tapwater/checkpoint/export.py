@@ -13,6 +13,7 @@ from tapwater.checkpoint.train_state import model_tensors
 from tapwater.config import ModelConfig
 from tapwater.config.parse import from_mapping
 from tapwater.errors import CheckpointError
+from tapwater.parallel.together import Together
 from tapwater.text import Tokenizer
 
 CHECKPOINTS = "checkpoints"  # in the directory of a run
@@ -42,7 +43,8 @@ def export(source: Path, output: Path, tokenizer_directory: Path, which: Which, 
             f"{config.vocab_size}"
         )
     model = meta_model(config).to_empty(device="cpu")
-    Store(saved.path.parent, keep_last=1, keep_best=False).load(saved.step, model_tensors(model))
+    alone = Together(alone=True)  # other processes of the run, if there are any, wait elsewhere
+    Store(saved.path.parent, keep_last=1, keep_best=False, together=alone).load(saved.step, model_tensors(model))
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     save_hf(model, output, tokenizer)

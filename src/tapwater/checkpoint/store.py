@@ -29,12 +29,12 @@ class Store:
     Kept are the newest `keep_last` and, with `keep_best`, the one of the lowest score.
     """
 
-    def __init__(self, directory: Path, keep_last: int, keep_best: bool) -> None:
+    def __init__(self, directory: Path, keep_last: int, keep_best: bool, together: Together | None = None) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last must be at least 1, got {keep_last}")
         self.directory = directory
         self._keep_last, self._keep_best = keep_last, keep_best
-        self._together = Together()
+        self._together = together or Together()
         self._thread = ThreadPoolExecutor(1, "checkpoint")  # joined at exit: an interrupted program ends what it writes
         self._pending: Future[None] | None = None
 

@@ -6,21 +6,20 @@ disk. Pass 2 finds duplicates among the keys. Then the spool is read as often as
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tapwater.config.corpus import CorpusConfig, SourceSection
+from tapwater.config.corpus import CorpusConfig, FilterSection, SourceSection
 from tapwater.data.decontamination import Decontamination
 from tapwater.data.document import Document
 from tapwater.data.duplicates import EXACT, NEAR, UNIQUE, DuplicateIndex
-from tapwater.data.filters import PROSE, SOURCE, judge
+from tapwater.data.filters import judge
 from tapwater.data.language import ProseLanguage
-from tapwater.data.normalise import normalise
+from tapwater.data.normalise import normalise_all
 from tapwater.data.readers import read
 from tapwater.data.spool import Spool, read_spool
 from tapwater.data.tally import KEPT, Tally
@@ -29,7 +28,7 @@ from tapwater.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # stage, and of it documents and bytes, or parts done and parts
 
-_BATCH_BYTES = 2**20
+_BATCH_CHARS, _BATCH_DOCUMENTS = 2**20, 2**14
 _REASONS = {EXACT: "exact_duplicate", NEAR: "near_duplicate"}
 
 
@@ -64,7 +63,7 @@ def clean(config: CorpusConfig, progress: Progress) -> Cleaned:
         work.mkdir(parents=True)
         decontamination = Decontamination(config.decontamination)
         with Spool(_spool(work)) as spool, DuplicateIndex(work, config.duplicates) as index:
-            for batch in _batches(config, tally, progress):
+            for batch in _filtered(config, tally, progress):
                 _keep(batch, decontamination, spool, index, tally)
         fates = index.fates(lambda done, of: progress("duplicates", done, of))
         for document, fate in zip(read_spool(_spool(work)), fates, strict=True):
@@ -77,38 +76,52 @@ def clean(config: CorpusConfig, progress: Progress) -> Cleaned:
     return Cleaned(work, fates, tally)
 
 
-def _batches(config: CorpusConfig, tally: Tally, progress: Progress) -> Iterator[list[tuple[Document, bytes]]]:
-    batch: list[tuple[Document, bytes]] = []
-    waiting = num_documents = num_bytes = 0
-    for document in _filtered(config, tally):
-        utf8 = document.text.encode()
-        batch.append((document, utf8))
-        waiting += len(utf8)
-        if waiting >= _BATCH_BYTES:
+def _filtered(config: CorpusConfig, tally: Tally, progress: Progress) -> Iterator[list[tuple[Document, bytes]]]:
+    """Documents in batches, for what is looked at in bytes is looked at by numpy, in many documents at once."""
+    language_of = ProseLanguage()
+    num_documents = num_bytes = 0
+    for source in config.sources:
+        for raw in _batches(read(source, config.filters.max_chars, config.seed, tally)):
+            batch = _judged(raw, source, config.filters, language_of, tally)
+            if not batch:
+                continue
             yield batch
-            num_documents, num_bytes = num_documents + len(batch), num_bytes + waiting
+            num_documents, num_bytes = num_documents + len(batch), num_bytes + sum(len(utf8) for _, utf8 in batch)
             progress("read", num_documents, num_bytes)
-            batch, waiting = batch[:0], 0
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    num_chars = 0
+    for document in documents:
+        batch.append(document)
+        num_chars += len(document.text)
+        if num_chars >= _BATCH_CHARS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch
+            batch, num_chars = batch[:0], 0
     if batch:
         yield batch
-        progress("read", num_documents + len(batch), num_bytes + waiting)
 
 
-def _filtered(config: CorpusConfig, tally: Tally) -> Iterator[Document]:
-    language_of = ProseLanguage()
-    for source in config.sources:
-        for raw in read(source, config.filters.max_chars, config.seed, tally):
-            document = replace(raw, text=normalise(raw.text))
-            rules = SOURCE if document.language else PROSE
-            reason = judge(document.text, document.language, rules, config.filters)
-            if reason is None and not document.language:
-                document = replace(document, language=language_of(document.text))
-                if source.languages and document.language not in source.languages:
-                    reason = "language"
-            if reason is None:
-                yield document
-            else:
-                tally.drop(document, reason)
+def _judged(
+    raw: list[Document], source: SourceSection, limits: FilterSection, language_of: ProseLanguage, tally: Tally
+) -> list[tuple[Document, bytes]]:
+    """Those that stay, normalised."""
+    texts = normalise_all([each.text for each in raw])
+    reasons = judge(texts, [each.language for each in raw], limits)
+    kept: list[tuple[Document, bytes]] = []
+    for document, text, reason in zip(raw, texts, reasons, strict=True):
+        language = document.language
+        if reason is None and not language:
+            language = language_of(text)
+            if source.languages and language not in source.languages:
+                reason = "language"
+        judged = Document(text, document.source, document.name, document.licence, language)
+        if reason is None:
+            kept.append((judged, text.encode()))
+        else:
+            tally.drop(judged, reason)
+    return kept
 
 
 def _keep(
@@ -120,14 +133,14 @@ def _keep(
 ) -> None:
     words = hash_words([utf8 for _, utf8 in batch])
     contaminated = decontamination.contaminated(words)
-    for (document, utf8), is_contaminated in zip(batch, contaminated, strict=True):
+    left: list[bytes] = []
+    for (document, utf8), is_contaminated in zip(batch, contaminated.tolist(), strict=True):
         if is_contaminated:
             tally.drop(document, "contaminated")
         else:
             spool.write(document, utf8)
-    index.add(
-        [utf8 for (_, utf8), bad in zip(batch, contaminated, strict=True) if not bad], words.chosen(~contaminated)
-    )
+            left.append(utf8)
+    index.add(left, words.chosen(~contaminated))
 
 
 def _check_left(source: SourceSection, tally: Tally) -> None:

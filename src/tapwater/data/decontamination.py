@@ -14,54 +14,74 @@ from numpy.typing import NDArray
 
 from tapwater.config.corpus import DecontaminationSection
 from tapwater.data.files import suffix_of, unpacked
-from tapwater.data.words import Runs, hash_ngrams, hash_words
+from tapwater.data.words import Runs, hash_blocks, hash_ngrams, hash_words
 from tapwater.errors import DataError
 
 _FEWEST = 8
-_TABLE_BITS = 22  # a look-up that says no to almost everything in one memory access
+_TABLE_BITS = 22  # 512 KB, for a processor's cache: it says no to almost everything
 _ROWS_AT_ONCE = 4096
 
 
 class Decontamination:
-    """The n-grams of the evaluation files: 8 bytes each, whatever is compared with them."""
+    """The n-grams of the evaluation files: 8 bytes each and as much for their parts, whatever is compared with them.
+
+    n words in a row hold a whole block of (n + 1) / 2 words, wherever blocks start. So the blocks of a document are
+    looked up first, and n-grams are made of those documents alone that share a block with an evaluation.
+    """
 
     def __init__(self, config: DecontaminationSection) -> None:
-        self._grams: dict[int, NDArray[np.uint64]] = {}
-        found: dict[int, list[NDArray[np.uint64]]] = {}
+        grams: dict[int, list[NDArray[np.uint64]]] = {}
+        blocks: dict[int, list[NDArray[np.uint64]]] = {}
         for file in config.files:
             for words in _words_of(Path(file)):
-                for length, grams in _grams_of(words, config.ngram_words):
-                    found.setdefault(length, []).append(grams)
-        self._grams = {length: np.unique(np.concatenate(parts)) for length, parts in found.items()}
-        self._tables = {length: _table(grams) for length, grams in self._grams.items()}
+                for length, rows in _rows_of(words, config.ngram_words):
+                    grams.setdefault(length, []).append(hash_ngrams(rows, length).hashes)
+                    blocks.setdefault(length, []).append(hash_ngrams(rows, _block(length)).hashes)
+        self._grams = {length: _Known(np.sort(np.concatenate(parts))) for length, parts in grams.items()}
+        self._blocks = {length: _Known(np.sort(np.concatenate(parts))) for length, parts in blocks.items()}
 
     def contaminated(self, words: Runs) -> NDArray[np.bool_]:
         """For each document, whether it shares an n-gram with an evaluation."""
         result = np.zeros(len(words.offsets) - 1, dtype=bool)
         for length, grams in self._grams.items():
-            runs = hash_ngrams(words, length)
-            likely = np.flatnonzero(self._tables[length][runs.hashes >> np.uint64(64 - _TABLE_BITS)])
-            places = np.searchsorted(grams, runs.hashes[likely])
-            hits = likely[grams[np.minimum(places, len(grams) - 1)] == runs.hashes[likely]]
-            result[np.searchsorted(runs.offsets, hits, side="right") - 1] = True
+            starts = self._blocks[length].found(hash_blocks(words, _block(length))) * _block(length)
+            suspected = np.zeros_like(result)
+            # A block may start in one document and end in the next; an n-gram does not, so one of its blocks does not.
+            suspected[np.searchsorted(words.offsets, starts, side="right") - 1] = True
+            runs = hash_ngrams(words.chosen(suspected), length)
+            hits = np.searchsorted(runs.offsets, grams.found(runs.hashes), side="right") - 1
+            result[np.flatnonzero(suspected)[hits]] = True
         return result
 
 
-def _grams_of(words: Runs, length: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-    yield length, hash_ngrams(words, length).hashes
+class _Known:
+    """Sorted hashes, and a table of bits that says no to almost everything else."""
+
+    def __init__(self, hashes: NDArray[np.uint64]) -> None:
+        self._hashes = hashes
+        bits = np.zeros(2**_TABLE_BITS, dtype=np.uint8)
+        bits[hashes >> np.uint64(64 - _TABLE_BITS)] = 1
+        self._table = np.packbits(bits)
+
+    def found(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Which of `hashes` are known."""
+        bits = hashes >> np.uint64(64 - _TABLE_BITS)
+        likely = np.flatnonzero(self._table[bits >> np.uint64(3)] << (bits & np.uint64(7)).astype(np.uint8) & 0x80)
+        places = np.minimum(np.searchsorted(self._hashes, hashes[likely]), len(self._hashes) - 1)
+        return likely[self._hashes[places] == hashes[likely]]
+
+
+def _block(length: int) -> int:
+    return (length + 1) // 2
+
+
+def _rows_of(words: Runs, length: int) -> Iterator[tuple[int, Runs]]:
+    """Texts with the length their n-grams have."""
+    yield length, words
     sizes = np.diff(words.offsets)
     for size in range(_FEWEST, length):
-        chosen = np.flatnonzero(sizes == size)
-        if len(chosen):
-            rows = words.offsets[chosen][:, None] + np.arange(size)
-            short = Runs(words.hashes[rows].ravel(), np.arange(len(chosen) + 1) * size)
-            yield size, hash_ngrams(short, size).hashes
-
-
-def _table(grams: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    table = np.zeros(2**_TABLE_BITS, dtype=bool)
-    table[grams >> np.uint64(64 - _TABLE_BITS)] = True
-    return table
+        if (sizes == size).any():
+            yield size, words.chosen(sizes == size)
 
 
 def _words_of(path: Path) -> Iterator[Runs]:

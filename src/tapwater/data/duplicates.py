@@ -9,7 +9,7 @@ order of the documents.
 """
 
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
@@ -80,7 +80,7 @@ class DuplicateIndex:
         """The next documents, normalised UTF-8, and their words (`hash_words`)."""
         numbers = np.arange(self._num_documents, self._num_documents + len(texts), dtype=np.uint64)
         self._num_documents += len(texts)
-        hashes = np.frombuffer(b"".join(blake2b(text, digest_size=16).digest() for text in texts), dtype="<u8")
+        hashes = np.frombuffer(b"".join([sha256(text).digest()[:16] for text in texts]), dtype="<u8")
         self._texts.add(_keys(hashes[0::2], hashes[1::2], numbers))
         if self._config.near == "none":
             return

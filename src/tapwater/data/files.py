@@ -29,8 +29,8 @@ def suffix_of(name: str) -> str:
     return name[dot:] if dot > 0 else ""
 
 
-def files_of(source: SourceSection, suffixes: tuple[str, ...], seed: int, tally: Tally) -> Iterator[tuple[Path, str]]:
-    """Paths and names, in the order of names; with limit_bytes in an order drawn from `seed`.
+def files_of(source: SourceSection, suffixes: tuple[str, ...], seed: int, tally: Tally) -> Iterator[tuple[str, str]]:
+    """Absolute paths and names, in the order of names; with limit_bytes in an order drawn from `seed`.
 
     `suffixes` are the kind's own; none: all files. A file named in `paths` itself is read whatever its suffix.
     Names are relative to what all paths have in common. What is no file (a dangling link) is counted in `tally`.
@@ -42,9 +42,10 @@ def files_of(source: SourceSection, suffixes: tuple[str, ...], seed: int, tally:
     if source.limit_bytes is not None:
         found = iter(sorted(found, key=lambda name: blake2b(os.fsencode(f"{seed} {name}"), digest_size=8).digest()))
     for name in found:
-        path = Path(base, name)
-        name = os.fsencode(name).decode(errors="replace")  # a file's name need not be UTF-8, a document's is
-        if path.is_file():
+        path = os.path.join(base, name)  # noqa: PTH118 - an object of pathlib costs more than to read the file
+        if not name.isascii():
+            name = os.fsencode(name).decode(errors="replace")  # a file's name need not be UTF-8, a document's is
+        if os.path.isfile(path):  # noqa: PTH113
             yield path, name
         else:
             tally.drop_file(source.name, name, 0, "not_a_file")
@@ -67,7 +68,7 @@ def _walk(roots: list[str], base: str, source: SourceSection, suffixes: tuple[st
             yield root[start:]
             continue
         for directory, directories, files in os.walk(root, onerror=_refuse):  # links to directories are not followed
-            prefix = f"{directory}{os.sep}"[start:]  # strings: the objects of pathlib cost more than to read a file
+            prefix = f"{directory}{os.sep}"[start:]
             directories[:] = sorted(each for each in directories if not _matches(f"{prefix}{each}{os.sep}", whole))
             for file in sorted(files):
                 name = prefix + file
@@ -83,22 +84,33 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"cannot read the directory {error.filename}: {error.strerror}") from None
 
 
-def read_bytes(path: Path, most: int) -> bytes:
+def read_bytes(path: str, most: int) -> bytes:
     """At the most `most` bytes, unpacked. Raises DataError for a file that is not readable or breaks off."""
-    with unpacked(path) as stream:
-        return stream.read(most)
+    if path.lower().endswith(PACKED):
+        with unpacked(path) as stream:
+            return stream.read(most)
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - no buffer to make for one read
+            data = file.readall() if os.fstat(file.fileno()).st_size < most else file.read(most)
+    except OSError as error:
+        raise _cannot_read(path, error) from None
+    return data[:most]
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
+def unpacked(path: Path | str) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file, of what is inside of .gz and .zst; whatever breaks while reading is a DataError."""
     try:
-        with _open(path) as stream:
+        with _open(Path(path)) as stream:
             yield stream
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(f"{path}: damaged or cut off: {error}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise _cannot_read(path, error) from None
+
+
+def _cannot_read(path: Path | str, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _open(path: Path) -> io.BufferedIOBase:
@@ -106,7 +118,7 @@ def _open(path: Path) -> io.BufferedIOBase:
     if suffix == ".gz":
         return gzip.open(path, "rb")
     if suffix == ".zst":
-        return io.BufferedReader(_WholeFrames(path))
+        return io.BufferedReader(_WholeFrames(path), 2**20)
     return path.open("rb")
 
 

@@ -2,17 +2,15 @@
 
 Gopher: Rae et al. 2021, arXiv 2112.11446, appendix A.1. StarCoder: Li et al. 2023, arXiv 2305.06161, section 3, with
 StarCoder 2, arXiv 2402.19173, section 2. DeepSeek-Coder: Guo et al. 2024, arXiv 2401.14196, section 2.1. A filter
-returns its reason, or None for a document that stays. Shares are computed from the bytes of the UTF-8 text: of what is
-not ASCII, all but punctuation and signs (U+0080-00BF, U+2000-2FFF) counts as letters.
+returns its reason, or None for a document that stays.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tapwater.config.corpus import FilterSection
+from tapwater.data.measures import Measures, measure
 
 GENERATED_MARKS = (
     "auto-generated",
@@ -25,42 +23,12 @@ GENERATED_MARKS = (
 )
 _GENERATED_LINES = 5
 _BLOB_RUN = 64  # bytes
+_RUN = b"\1" * _BLOB_RUN
 _BASE64 = bytes(byte < 0x80 and (chr(byte).isalnum() or chr(byte) in "+/") for byte in range(256))
 _NUMBERS = bytes(chr(byte) in "0123456789abcdefABCDEF xX\\,;:\n\t" for byte in range(256))
 _BLOB_DIGIT_SHARE = 0.12  # base64 has 16 % digits, hexadecimal 62 %: a text of fewer is not searched
 _DATA_LANGUAGES = ("json", "yaml")
 _LONGEST_DATA, _SHORTEST_DATA = 5000, 50
-_LETTERS = np.array([chr(byte).isalpha() if byte < 0x80 else 0xC3 <= byte != 0xE2 for byte in range(256)])
-_DIGITS = slice(ord("0"), ord("9") + 1)
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What filters look at, computed once a document."""
-
-    text: str
-    utf8: bytes
-    language: str
-    num_lines: int
-    num_empty_lines: int
-    num_distinct_lines: int
-    longest_line: int
-    counts: NDArray[np.int64]  # of each byte
-
-    @property
-    def num_chars(self) -> int:
-        return len(self.text)
-
-    @property
-    def num_digits(self) -> int:
-        return int(self.counts[_DIGITS].sum())
-
-
-def measure(text: str, language: str) -> Measures:
-    """Of a text that is normalised and holds a character at least."""
-    lines, utf8 = text.split("\n"), text.encode()
-    counts = np.bincount(np.frombuffer(utf8, dtype=np.uint8), minlength=256)
-    return Measures(text, utf8, language, len(lines), lines.count(""), len(set(lines)), max(map(len, lines)), counts)
 
 
 def too_short(document: Measures, limits: FilterSection) -> str | None:
@@ -76,12 +44,13 @@ def too_long(document: Measures, limits: FilterSection) -> str | None:
 def long_lines(document: Measures, limits: FilterSection) -> str | None:
     """StarCoder and DeepSeek-Coder: a mean above 100 or a line above 1000 characters is minified or data."""
     mean = document.num_chars / document.num_lines
-    return "long_lines" if document.longest_line > limits.max_line or mean > limits.max_mean_line else None
+    has_long = document.longest_line_bytes > limits.max_line and document.longest_line() > limits.max_line
+    return "long_lines" if has_long or mean > limits.max_mean_line else None
 
 
 def few_letters(document: Measures, limits: FilterSection) -> str | None:
     """StarCoder: under 25 % letters and digits; DeepSeek-Coder: under 25 % letters."""
-    letters = int(document.counts[_LETTERS].sum()) + document.num_digits
+    letters = document.num_letters + document.num_digits
     return "few_letters" if letters < limits.min_alphanumeric_share * document.num_chars else None
 
 
@@ -111,25 +80,23 @@ def repeated_lines_of_source(document: Measures, limits: FilterSection) -> str |
 
 def symbols(document: Measures, limits: FilterSection) -> str | None:
     """Gopher: more than a '#' or ellipsis for every ten words. Words are counted by blanks, so Latin scripts only."""
-    hashes, dots = int(document.counts[ord("#")]), document.text.count("...") + document.text.count("…")
-    words = max(1, int(document.counts[[ord(" "), ord("\n"), ord("\t")]].sum()) + 1)
-    return "symbols" if hashes + dots > limits.max_symbol_word_ratio * words else None
+    dots = document.text.count("...") + document.text.count("…")
+    most = limits.max_symbol_word_ratio * (document.num_blanks + 1)
+    return "symbols" if document.num_hashes + dots > most else None
 
 
 def entropy(document: Measures, limits: FilterSection) -> str | None:
     """A pattern (low) or packed data (high); our own thresholds. Texts beyond ASCII have no upper bound."""
-    shares = document.counts[document.counts > 0] / len(document.utf8)
-    bits = -float(np.dot(shares, np.log2(shares)))
-    if bits < limits.min_entropy_bits:
+    if document.entropy_bits < limits.min_entropy_bits:
         return "low_entropy"
-    return "high_entropy" if bits > limits.max_entropy_bits and document.text.isascii() else None
+    return "high_entropy" if document.entropy_bits > limits.max_entropy_bits and document.text.isascii() else None
 
 
 def generated(document: Measures, limits: FilterSection) -> str | None:
     """StarCoder 2: the first five lines say that a program wrote it."""
     if limits.generated_marks == "keep":
         return None
-    head = "\n".join(document.text[:2000].split("\n")[:_GENERATED_LINES]).lower()
+    head = "\n".join(document.text[:2000].split("\n", _GENERATED_LINES)[:_GENERATED_LINES]).lower()
     return "generated" if any(mark in head for mark in GENERATED_MARKS) else None
 
 
@@ -172,25 +139,41 @@ SOURCE: tuple[Filter, ...] = (
 )
 
 
-def judge(text: str, language: str, filters: Sequence[Filter], limits: FilterSection) -> str | None:
-    """The reason of the first filter that drops a normalised text, in the order given; None when it stays."""
-    if not text:
-        return "too_short"  # nothing to measure
-    document = measure(text, language)
-    reasons = (each(document, limits) for each in filters)
-    return next((reason for reason in reasons if reason is not None), None)
+def judge(texts: Sequence[str], languages: Sequence[str], limits: FilterSection) -> list[str | None]:
+    """For each normalised text the reason of the first filter that drops it; None when it stays.
+
+    A text of a programming language is judged by SOURCE, one of no language yet ("") by PROSE.
+    """
+    reasons: list[str | None] = ["too_short"] * len(texts)  # in a text of nothing there is nothing to measure
+    filled = [number for number, text in enumerate(texts) if text]
+    if filled:
+        measured = measure([texts[number] for number in filled], [languages[number] for number in filled])
+        for number, document in zip(filled, measured, strict=True):
+            reasons[number] = _first_reason(document, limits)
+    return reasons
+
+
+def _first_reason(document: Measures, limits: FilterSection) -> str | None:
+    for rule in SOURCE if document.language else PROSE:
+        reason = rule(document, limits)
+        if reason is not None:
+            return reason
+    return None
 
 
 def _repeated_lines(document: Measures, most: float) -> str | None:
-    empty = document.num_empty_lines  # layout, not repetition
-    filled = document.num_lines - empty
-    repeated = filled - (document.num_distinct_lines - (empty > 0))
-    return "repeated_lines" if repeated > most * filled else None
+    filled = document.num_filled_lines  # empty ones are layout, not repetition
+    if filled - document.fewest_distinct_lines <= most * filled:
+        return None
+    return "repeated_lines" if filled - document.num_distinct_lines() > most * filled else None
 
 
 def _bytes_in_runs(utf8: bytes, letters: bytes) -> int:
     """Those in runs of `_BLOB_RUN` or more bytes for which `letters` is true."""
-    inside = np.frombuffer(utf8.translate(letters), dtype=np.uint8)
+    flags = utf8.translate(letters)
+    if _RUN not in flags:
+        return 0
+    inside = np.frombuffer(flags, dtype=np.uint8)
     edges = np.flatnonzero(np.diff(inside, prepend=np.uint8(0), append=np.uint8(0)))
     lengths = edges[1::2] - edges[0::2]
     return int(lengths[lengths >= _BLOB_RUN].sum())

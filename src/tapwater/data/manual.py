@@ -24,6 +24,9 @@ _ESCAPE = re.compile(
     | $ )""",
     re.VERBOSE,
 )
+_CODE = re.compile("u[0-9A-F]{4,6}")
+_COMMENT = re.compile(r'\\".*')
+_ARGUMENT = re.compile(r'"((?:[^"]|"")*)"?|(\S(?:\\ |\S)*)')
 _ONE = {"e": "\\", "-": "-", "~": " ", " ": " ", "0": " ", "'": "'", "`": "`", ".": ".", "\\": "\\", "t": "\t"}
 _MACRO = re.compile(r"^[.'][ \t]*([^\s\\]+)[ \t]*(.*)$")
 _HEADINGS = frozenset({"SH", "Sh", "SS", "Ss"})
@@ -61,11 +64,12 @@ class _Page:
     def render(self, lines: list[str]) -> str:
         in_table_format = False
         for line in lines:
-            match = _MACRO.match(line) if line[:1] in (".", "'") else None
+            is_request = line[:1] in (".", "'")
+            match = _MACRO.match(line) if is_request else None
             if match is None:
                 if in_table_format:
                     in_table_format = not line.rstrip().endswith(".")
-                elif line[:1] not in (".", "'"):
+                elif not is_request:
                     self._say(unescape(line))
                 continue
             macro, rest = match.groups()
@@ -112,14 +116,14 @@ class _Page:
             self._preformatted = _PREFORMATTED[macro]
 
     def _say(self, text: str) -> None:
-        if not text.strip() and not self._preformatted:
-            self._break()
-            self._blocks.append("")
-        elif self._preformatted:
+        if self._preformatted:
             self._break()
             self._blocks.append(text)
+        elif not (stripped := text.strip()):
+            self._break()
+            self._blocks.append("")
         else:
-            self._words.append(text.strip())
+            self._words.append(stripped)
             if self._is_tag:
                 self._break()
         self._is_tag = False
@@ -136,18 +140,22 @@ def unescape(text: str) -> str:
 
 
 def _escape(match: re.Match[str]) -> str:
-    name = match["two"] or match["long"] or match["string"]
-    if name is not None:
-        if re.fullmatch(r"u[0-9A-F]{4,6}", name):
-            code = int(name[1:], 16)
-            return chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else ""
-        return _NAMED.get(name, "")
-    return _ONE.get(match["one"] or "", "")
+    kind = match.lastgroup
+    if kind is None or kind == "comment":
+        return ""
+    name = match[kind]
+    if kind == "one":
+        return _ONE.get(name, "")
+    if name[:1] == "u" and _CODE.fullmatch(name):
+        code = int(name[1:], 16)
+        return chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else ""
+    return _NAMED.get(name, "")
 
 
 def _arguments(rest: str) -> list[str]:
-    rest = re.sub(r'\\".*', "", rest)
-    words = re.findall(r'"((?:[^"]|"")*)"?|(\S(?:\\ |\S)*)', rest) if '"' in rest or "\\ " in rest else None
+    if '\\"' in rest:
+        rest = _COMMENT.sub("", rest)
+    words = _ARGUMENT.findall(rest) if '"' in rest or "\\ " in rest else None
     if words is None:
         return [unescape(each) for each in rest.split()]
     return [unescape(bare or quoted.replace('""', '"')) for quoted, bare in words]

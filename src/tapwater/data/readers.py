@@ -50,8 +50,8 @@ def _source(source: SourceSection, max_bytes: int, seed: int, tally: Tally) -> I
     for path, name in files_of(source, tuple(PROGRAMMING), seed, tally):
         text = _decoded(path, name, source.name, max_bytes, tally)
         if text is not None:
-            suffix = suffix_of(path.name)
-            licence = licences.get(str(path.absolute()), source.licence)
+            suffix = suffix_of(path)
+            licence = licences.get(path, source.licence)
             yield Document(text, source.name, name, licence, PROGRAMMING.get(suffix, suffix.lstrip(".") or "text"))
 
 
@@ -64,17 +64,17 @@ def _man(source: SourceSection, max_bytes: int, seed: int, tally: Tally) -> Iter
         if text.startswith(".so "):
             tally.drop_file(source.name, name, len(text), "reference_to_a_page")
             continue
-        yield Document(plain_text(text), source.name, name, licences.of_page(path), "")
+        yield Document(plain_text(text), source.name, name, licences.of_page(Path(path)), "")
 
 
 def _doc(source: SourceSection, max_bytes: int, seed: int, tally: Tally) -> Iterator[Document]:
     licences = PackageLicences(source.licence)
     for path, name in files_of(source, (), seed, tally):
-        if not source.include and not is_reading(path):
+        if not source.include and not is_reading(Path(path)):
             continue
         text = _decoded(path, name, source.name, max_bytes, tally)
         if text is not None:
-            yield Document(text, source.name, name, licences.of_documentation(path), "")
+            yield Document(text, source.name, name, licences.of_documentation(Path(path)), "")
 
 
 def _jsonl(source: SourceSection, _: int, seed: int, tally: Tally) -> Iterator[Document]:
@@ -136,7 +136,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _decoded(path: Path, name: str, source: str, max_bytes: int, tally: Tally) -> str | None:
+def _decoded(path: str, name: str, source: str, max_bytes: int, tally: Tally) -> str | None:
     data = read_bytes(path, max_bytes + 1)
     reason = None
     if not data:
@@ -150,7 +150,7 @@ def _decoded(path: Path, name: str, source: str, max_bytes: int, tally: Tally) -
             return data.decode()
         except UnicodeDecodeError:
             reason = "not_utf8"
-    tally.drop_file(source, name, path.stat().st_size, reason)
+    tally.drop_file(source, name, Path(path).stat().st_size, reason)
     return None
 
 

@@ -19,7 +19,7 @@ _LOWER = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() or byte == ord("_") else 0 for byte in bytes(range(256)).lower()
 )
 _PIECES = 8  # a word is known by its length and its first 64 bytes
-_MASKS = np.array([(1 << (8 * length)) - 1 for length in range(9)], dtype=np.uint64)
+_ALL = np.uint64(2**64 - 1)
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -41,39 +41,70 @@ class Runs:
 
 def hash_words(texts: Sequence[bytes]) -> Runs:
     """The words of UTF-8 texts, in order."""
-    joined = b"\0".join(texts).translate(_LOWER) + bytes(8 * (_PIECES + 1))
+    joined = b"\0".join([*texts, bytes(8 * (_PIECES + 1))]).translate(_LOWER)
     letters = np.frombuffer(joined, dtype=np.uint8)
     inside = letters != 0
-    begins = inside.copy()
-    begins[1:] &= ~inside[:-1] | (letters[1:] >= _FIRST_IDEOGRAPHIC_BYTE)
-    starts = np.flatnonzero(begins)
-    closes = begins[1:] | ~inside[1:]
-    closes &= inside[:-1]
-    lengths = np.flatnonzero(closes) + 1 - starts
+    changes = inside.copy()
+    changes[1:] ^= inside[:-1]
+    edges = np.flatnonzero(changes)  # starts and ends of words in turn
+    within = np.flatnonzero(inside[:-1] & (letters[1:] >= _FIRST_IDEOGRAPHIC_BYTE)) + 1  # one ends, one starts
+    if len(within):
+        edges = np.insert(edges, np.searchsorted(edges, within).repeat(2), within.repeat(2))
+    starts, lengths = edges[0::2], edges[1::2] - edges[0::2]
     eights: Hashes = np.ndarray(len(joined) - 7, dtype="<u8", buffer=joined, strides=(1,))
-    hashes = _mix((eights[starts] & _MASKS[np.minimum(lengths, 8)]) + lengths.astype(np.uint64) * _ODD)
+    hashes = _mix(_first_eight(eights, starts, lengths) + lengths.astype(np.uint64) * _ODD)
+    longer = np.flatnonzero(lengths > 8)
     for piece in range(1, _PIECES):
-        longer = np.flatnonzero(lengths > 8 * piece)
-        if not len(longer):
-            break
-        rest = eights[starts[longer] + 8 * piece] & _MASKS[np.minimum(lengths[longer] - 8 * piece, 8)]
-        hashes[longer] = _mix(hashes[longer] * _ODD + rest)
+        left = lengths[longer] - 8 * piece
+        hashes[longer] = _mix(hashes[longer] * _ODD + _first_eight(eights, starts[longer] + 8 * piece, left))
+        longer = longer[left > 8]
     ends = np.cumsum([0, *(len(text) + 1 for text in texts)])
     return Runs(hashes, np.searchsorted(starts, ends).astype(np.int64))
+
+
+def _first_eight(eights: Hashes, starts: Offsets, lengths: Offsets) -> Hashes:
+    """The first 8 bytes of words, zeros after their ends; a word has a byte at least."""
+    unused = np.minimum(lengths, 8)
+    unused = np.subtract(8, unused, out=unused) << 3
+    return eights[starts] & (_ALL >> unused.view(np.uint64))
 
 
 def hash_ngrams(words: Runs, length: int) -> Runs:
     """Every `length` words in a row that lie in one document; a document of fewer words has none."""
     count = max(len(words.hashes) - length + 1, 0)
-    grams = words.hashes[:count].copy()
-    for step in range(1, length):
-        grams *= _ODD
-        grams += words.hashes[step : step + count]
     whole = np.ones(len(words.hashes), dtype=bool)
     for back in range(1, length):  # starts from which the words of a document do not suffice
         whole[np.maximum(words.offsets[1:][words.offsets[1:] > 0] - back, 0)] = False
-    kept = np.concatenate([[0], np.cumsum(whole, dtype=np.int64)])
-    return Runs(_mix(grams[whole[:count]]), kept[words.offsets])
+    sizes = np.maximum(np.diff(words.offsets) - length + 1, 0)
+    return Runs(_mix(_polynomials(words.hashes, length)[whole[:count]]), np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _polynomials(values: Hashes, length: int) -> Hashes:
+    """Of every `length` values in a row, across documents too: the sum of values[i] * _ODD^(length - 1 - i).
+
+    A row of 2n is two of n, so 13 values take five steps (1, 2, 3, 6, 12, 13).
+    """
+    if length == 1 or len(values) < length:
+        return values[: len(values) if length == 1 else 0]
+    half = _polynomials(values, length // 2)
+    count = len(values) - length + 1
+    power = np.uint64(pow(int(_ODD), length // 2, 2**64))
+    rows = half[: count + length % 2] * power
+    rows += half[length // 2 :][: len(rows)]
+    if length % 2:
+        rows = rows[:count] * _ODD
+        rows += values[length - 1 :]
+    return rows
+
+
+def hash_blocks(words: Runs, length: int) -> Hashes:
+    """n-grams of the words 0 to `length`, `length` to twice that, and so on, whatever documents they are of."""
+    rows = words.hashes[: len(words.hashes) // length * length].reshape(-1, length)
+    grams = rows[:, 0].copy()
+    for column in range(1, length):
+        grams *= _ODD
+        grams += rows[:, column]
+    return _mix(grams)
 
 
 def _mix(values: Hashes) -> Hashes:

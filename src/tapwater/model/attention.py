@@ -84,31 +84,27 @@ class LatentAttention(nn.Module):
         self.o_proj = Linear(self.num_heads * mla.v_head_dim, config.hidden_size)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, context: AttentionContext, layer: int) -> Tensor:
-        q_nope_THN, q_rope_THR = self.queries(x_TD, rotation)
-        latent_TC, k_rope_TR = self.compress(x_TD, rotation)
         if isinstance(context, Sequences):
-            given = (q_nope_THN, q_rope_THR, latent_TC, k_rope_TR, context)
+            kept = (*self._project_latent(x_TD), self._project_queries(x_TD), rotation, context)
             if self.expands_again and torch.is_grad_enabled():
-                out_THV = run_again_but_attention(self._expand_uncached, *given)
+                out_THV = run_again_but_attention(self._expand_uncached, *kept)
             else:
-                out_THV = self._expand_uncached(*given)
+                out_THV = self._expand_uncached(*kept)
         else:
+            q_nope_THN, q_rope_THR = self.queries(x_TD, rotation)
+            latent_TC, k_rope_TR = self.compress(x_TD, rotation)
             ops.store(context.pages_LPSX[layer], context.slots_T, torch.cat((latent_TC, k_rope_TR), dim=-1))
             out_THV = self._attend_cached(q_nope_THN, q_rope_THR, context, layer)
         return self.o_proj(out_THV.flatten(1))
 
     def queries(self, x_TD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Per-head queries: the part without position [T, H, N] and the rotated part [T, H, R]."""
-        if self.q_lora_rank is None:
-            q = self.q_proj(x_TD)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_TD)))
-        q_nope, q_rope = q.unflatten(-1, (self.num_heads, -1)).split([self.qk_nope_head_dim, self.qk_rope_head_dim], -1)
+        q_nope, q_rope = self._project_queries(x_TD).split([self.qk_nope_head_dim, self.qk_rope_head_dim], -1)
         return q_nope, ops.rotate_interleaved(q_rope, *rotation)
 
     def compress(self, x_TD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """What is cached: the normalised latent [T, C] and the rotated key all heads share [T, R]."""
-        latent, k_rope = self.kv_a_proj_with_mqa(x_TD).split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
+        latent, k_rope = self._project_latent(x_TD)
         return self.kv_a_layernorm(latent), ops.rotate_interleaved(k_rope[:, None], *rotation)[:, 0]
 
     def absorb_is_cheaper(self, query_length: int, context_length: int) -> bool:
@@ -162,13 +158,25 @@ class LatentAttention(nn.Module):
         return out_THV
 
     def _expand_uncached(
-        self, q_nope_THN: Tensor, q_rope_THR: Tensor, latent_TC: Tensor, k_rope_TR: Tensor, sequences: Sequences
+        self, latent_TC: Tensor, k_rope_TR: Tensor, q_THd: Tensor, rotation: Rotation, sequences: Sequences
     ) -> Tensor:
-        kv_THE = self.kv_b_proj(latent_TC).unflatten(-1, (self.num_heads, -1))
-        k_nope_THN, v_THV = kv_THE.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
-        k_THd = torch.cat((k_nope_THN, k_rope_TR[:, None].expand(-1, self.num_heads, -1)), dim=-1)
-        q_THd = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
+        """Attention of whole sequences from what a layer's input is projected to, neither normed nor rotated yet."""
+        kv_THE = self.kv_b_proj(self.kv_a_layernorm(latent_TC)).unflatten(-1, (self.num_heads, -1))
+        q_THd, k_THd, v_THV = ops.latent_heads(q_THd, kv_THE, k_rope_TR, *rotation)
         return ops.attention(q_THd, k_THd, v_THV, sequences.lengths, self.scale)
+
+    def _project_queries(self, x_TD: Tensor) -> Tensor:
+        """Per-head queries [T, H, N + R], not rotated yet."""
+        if self.q_lora_rank is None:
+            q = self.q_proj(x_TD)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_TD)))
+        return q.unflatten(-1, (self.num_heads, -1))
+
+    def _project_latent(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The latent [T, C] before its norm and the rope key [T, R] before its rotation."""
+        latent, k_rope = self.kv_a_proj_with_mqa(x_TD).split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
+        return latent, k_rope
 
     def _up_projections(self) -> Tensor:
         """kv_b_proj by head: [H, N + V, C], W_UK above W_UV."""

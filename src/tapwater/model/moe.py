@@ -44,7 +44,8 @@ class Dispatcher(Protocol):
 
 def local_dispatch(experts: Experts, x_TD: Tensor, routing: Routing, kept_TK: Tensor | None) -> Callable[[], Tensor]:
     """All experts are here."""
-    return lambda: experts(x_TD, routing, kept_TK)
+    y_TD = experts(x_TD, routing, kept_TK)
+    return lambda: y_TD
 
 
 class MoE(nn.Module):

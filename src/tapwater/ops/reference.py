@@ -70,6 +70,22 @@ def rotate_half(x_THd: Tensor, cos_Td2: Tensor, sin_Td2: Tensor) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x_THd.dtype)
 
 
+def latent_heads(
+    q_THd: Tensor, kv_THE: Tensor, k_rope_TR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of every head in MLA's expanded form (report appendix C, equations 37-47).
+
+    `q_THd` is [nope N, rope R] of each head, `kv_THE` [nope N, value V]; rope parts are rotated here. The one rope key
+    goes to all heads.
+    """
+    nope = q_THd.shape[-1] - k_rope_TR.shape[-1]
+    k_nope_THN, v_THV = kv_THE.split([nope, kv_THE.shape[-1] - nope], dim=-1)
+    k_rope_T1R = rotate_interleaved(k_rope_TR[:, None], cos_TR2, sin_TR2)
+    k_THd = torch.cat((k_nope_THN, k_rope_T1R.expand(-1, q_THd.shape[1], -1)), dim=-1)
+    q_rope_THR = rotate_interleaved(q_THd[..., nope:], cos_TR2, sin_TR2)
+    return torch.cat((q_THd[..., :nope], q_rope_THR), dim=-1), k_THd, v_THV
+
+
 def linear_cross_entropy(hidden_TD: Tensor, weight_WD: Tensor, targets_T: Tensor, mask_T: Tensor) -> Tensor:
     """The sum of -log softmax(hidden @ weight^T)[target] over the rows where the mask is true, in nats, float32."""
     losses_T = F.cross_entropy(F.linear(hidden_TD, weight_WD).float(), targets_T, reduction="none")
@@ -111,7 +127,7 @@ def experts(
 def attention(q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """Causal attention within each of consecutive sequences of `lengths` tokens, without a cache; returns [T, H, v]."""
     outputs = []
-    for start, length, count in _runs(lengths):
+    for start, length, count in runs(lengths):
         stop = start + length * count
         q, k, v = (each[start:stop].unflatten(0, (count, length)).transpose(1, 2) for each in (q_THd, k_TGd, v_TGv))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
@@ -217,7 +233,7 @@ def _per_group(
     page_size = pages_PSX.shape[1]
     outputs = []
     first = 0
-    for start, length, count in _runs(query_lengths):
+    for start, length, count in runs(query_lengths):
         contexts = torch.tensor(context_lengths[first : first + count], device=q_THd.device)
         num_pages = -(-int(contexts.max()) // page_size)
         entries = pages_PSX[page_table_BP[first : first + count, :num_pages]].flatten(1, 2)
@@ -232,7 +248,7 @@ def _per_group(
     return torch.cat(outputs)
 
 
-def _runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+def runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
     """Neighbouring sequences of equal length as (first token, length, how many)."""
     runs: list[tuple[int, int, int]] = []
     token = 0

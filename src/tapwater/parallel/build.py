@@ -12,6 +12,7 @@ from tapwater.errors import ConfigError, TrainingError
 from tapwater.model import Transformer
 from tapwater.model.init import initial_weights
 from tapwater.model.moe import Experts, MoE, local_dispatch
+from tapwater.model.transformer import Block
 from tapwater.parallel.dispatch import all_to_all_dispatch
 from tapwater.parallel.mesh import Meshes, World
 from tapwater.parallel.split import stage_layers, stages_of
@@ -27,10 +28,10 @@ def random_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor
 def part_of_model(config: ModelConfig, world: World, weights: Iterable[tuple[str, Tensor]]) -> Transformer:
     """The Transformer of which this process holds a part; `weights` are whole, by single-process names, in any order.
 
-    With ep its experts are those of this process; with pp other processes' layers, embedding, norm and head are not
-    there, and `layers` is keyed by layer number, so that names stay what they are in a single process. No more than
-    this part and one whole tensor are in memory. Nothing is sharded over dp yet: see `shard`. Raises ConfigError for a
-    model that the mesh cannot train and TrainingError when weights are missing.
+    With ep its experts are those of this process. With pp other processes' embedding, norm and head are not there and
+    their layers are empty, so that names stay what they are in a single process. No more than this part and one whole
+    tensor are in memory. Nothing is sharded over dp yet: see `shard`. Raises ConfigError for a model that the mesh
+    cannot train and TrainingError when weights are missing.
     """
     meshes = world.meshes
     dispatch = local_dispatch
@@ -40,14 +41,12 @@ def part_of_model(config: ModelConfig, world: World, weights: Iterable[tuple[str
         model = Transformer(config, dispatch)
     if world.section.pp > 1:
         _keep_stages(model, world)
-    names = {f"{name}.{each}" for name, module in model.named_modules() if isinstance(module, Experts)
-             for each, _ in module.named_parameters()}  # fmt: skip
-    _keep_experts(model, world)
+    divided = _keep_experts(model, world)
     wanted = set(model.state_dict())
     held: dict[str, Tensor] = {}
     for name, value in weights:
         if name in wanted:
-            piece = value.chunk(world.section.ep)[world.ep_rank] if name in names else value
+            piece = value.chunk(world.section.ep)[world.ep_rank] if name in divided else value
             held[name] = piece.detach().to(world.device, copy=True)
     if config.tie_word_embeddings:
         held["lm_head.weight"] = held["embed_tokens.weight"]
@@ -67,7 +66,7 @@ def shard(model: Transformer, world: World, precision: str = "float32") -> None:
     """
     if world.meshes is None or world.section.dp == 1:
         return
-    for block in (*_blocks(model), *model.mtp):
+    for block in (*model.layers, *model.mtp):
         shard_module(block, world.meshes, reshard=True, precision=precision)
     shard_module(model, world.meshes, reshard=False, precision=precision)
 
@@ -75,10 +74,6 @@ def shard(model: Transformer, world: World, precision: str = "float32") -> None:
 def sharded_names(model: nn.Module) -> frozenset[str]:
     """Which parameters are spread over dp."""
     return frozenset(name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor))
-
-
-def _blocks(model: Transformer) -> list[nn.Module]:
-    return list(model.layers.values() if isinstance(model.layers, nn.ModuleDict) else model.layers)
 
 
 def shard_module(module: nn.Module, meshes: Meshes, reshard: bool, precision: str = "float32") -> None:
@@ -122,19 +117,16 @@ def expert_shard_dim(experts: Experts, replicas: int) -> int:
     )
 
 
+def load_rows(config: ModelConfig) -> dict[int, int]:
+    """Each MoE layer's row in the model's `load_E` [MoE layers, E]."""
+    layers = [layer for layer in range(config.num_hidden_layers) if config.is_moe_layer(layer)]
+    return {layer: row for row, layer in enumerate(layers)}
+
+
 def routed_layers(model: Transformer) -> list[tuple[int, MoE]]:
     """The MoE blocks a process holds, each with its row in the model's `load_E` [MoE layers, E]."""
-    rows = {layer: row for row, layer in enumerate(_moe_layers(model.config))}
-    blocks = model.layers.items() if isinstance(model.layers, nn.ModuleDict) else enumerate(model.layers)
-    return [(rows[int(layer)], block.mlp) for layer, block in blocks if int(layer) in rows]
-
-
-def num_routed_layers(config: ModelConfig) -> int:
-    return len(_moe_layers(config))
-
-
-def _moe_layers(config: ModelConfig) -> list[int]:
-    return [layer for layer in range(config.num_hidden_layers) if config.is_moe_layer(layer)]
+    rows, blocks = load_rows(model.config), enumerate(model.layers)
+    return [(rows[layer], each.mlp) for layer, each in blocks if isinstance(each, Block) and isinstance(each.mlp, MoE)]
 
 
 def _sum_gradients(module: nn.Module) -> None:
@@ -146,15 +138,21 @@ def _sum_gradients(module: nn.Module) -> None:
 def _keep_stages(model: Transformer, world: World) -> None:
     stages = stage_layers(model, world.section)
     mine = stages_of(world.section, world.pp_rank)
-    model.layers = nn.ModuleDict({str(layer): model.layers[layer] for stage in mine for layer in stages[stage]})
+    held = {layer for stage in mine for layer in stages[stage]}
+    for layer in set(range(len(model.layers))) - held:
+        model.layers[layer] = nn.Module()
     if 0 not in mine:
         del model.embed_tokens
     if len(stages) - 1 not in mine:
         del model.norm, model.lm_head
 
 
-def _keep_experts(model: Transformer, world: World) -> None:
-    for module in model.modules():
+def _keep_experts(model: Transformer, world: World) -> set[str]:
+    """Narrow all experts' parameters to this process's, and return their names."""
+    names: set[str] = set()
+    for prefix, module in model.named_modules():
         if isinstance(module, Experts):
-            for name, parameter in module.named_parameters():
+            for name, parameter in list(module.named_parameters()):
                 setattr(module, name, nn.Parameter(parameter.chunk(world.section.ep)[world.ep_rank].detach()))
+                names.add(f"{prefix}.{name}")
+    return names

@@ -94,23 +94,23 @@ class _Exchange:
 
 class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: _Exchange) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, exchange: _Exchange) -> Tensor:  # pyrefly: ignore[bad-override]
         ctx.exchange = exchange
         return exchange.launch(rows, exchange.sends, exchange.receives)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyrefly: ignore[bad-override]
         """The gradient that `_Finish` sent off has arrived; the argument only kept its place in the graph."""
         return ctx.exchange.wait(), None
 
 
 class _Finish(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: _Exchange) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, exchange: _Exchange) -> Tensor:  # pyrefly: ignore[bad-override]
         ctx.exchange = exchange
         return exchange.wait()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyrefly: ignore[bad-override]
         ctx.exchange.launch(gradient, ctx.exchange.receives, ctx.exchange.sends)
         return gradient, None

@@ -12,7 +12,7 @@ from tapwater.parallel.mesh import World
 
 
 def sum_after_backward(model: nn.Module, is_last: bool) -> None:
-    """Tell the coming backward pass whether gradients are summed over dp after it: only after the last micro-batch.
+    """Tell the coming backward pass whether gradients are summed over dp after it: after a step's last micro-batch.
 
     Until then a process keeps its own sums, whole. Where nothing is sharded there is nothing to tell.
     """

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from torch import nn
+
 from tapwater.config import ModelConfig
 from tapwater.config.pretrain import ParallelSection
 from tapwater.errors import ConfigError
@@ -57,7 +59,7 @@ def _check(config: ModelConfig, section: ParallelSection) -> None:
         )
 
 
-def _active_parameters(config: ModelConfig, block: object) -> int:
+def _active_parameters(config: ModelConfig, block: nn.Module) -> int:
     """Weights of a layer that a token is multiplied with."""
     total = sum(parameter.numel() for parameter in block.parameters())
     if isinstance(block.mlp, MoE):

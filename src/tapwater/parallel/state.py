@@ -31,8 +31,9 @@ def sharded_state(model: Transformer, world: World, optimizer: Optimizer | None 
             state[f"model.{name}"] = _placed(parameter.detach(), world, place)
         held: dict[str, Any] = optimizer.state.get(parameter, {}) if optimizer is not None else {}
         for key, value in held.items():
-            whole = isinstance(value, Tensor) and place is not None and value.shape == parameter.shape
-            state[f"optimizer.{name}.{key}"] = _placed(value, world, place) if whole else value
+            if place is not None and isinstance(value, Tensor) and value.shape == parameter.shape:
+                value = _placed(value, world, place)
+            state[f"optimizer.{name}.{key}"] = value
     return state
 
 
@@ -58,13 +59,13 @@ def full_parameters(model: Transformer, world: World) -> dict[str, Tensor]:
     mine = {name.removeprefix("model."): tensor for name, tensor in sharded_state(model, world).items()}
     if world.meshes is None:
         return {name: tensor.cpu() for name, tensor in mine.items()}
-    kinds = [None] * world.size
+    kinds: list[Any] = [None] * world.size
     dist.all_gather_object(kinds, {name: (tuple(each.shape), each.dtype) for name, each in mine.items()})
     with torch.device("meta"):
         order = list(Transformer(model.config).state_dict())
     found: dict[str, Tensor] = {}
     for name in order:
-        owner = next(rank for rank, names in enumerate(kinds) if names is not None and name in names)
+        owner = next(rank for rank, names in enumerate(kinds) if name in names)
         whole = None
         if name in mine:
             whole = _whole(mine[name])

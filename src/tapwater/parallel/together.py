@@ -13,13 +13,14 @@ T = TypeVar("T")
 class Together:
     """All processes of the run, over a group of their own: its collectives may run in a thread beside training.
 
-    Without torch.distributed it is this process alone. Every process must make it, at the same point.
+    Without torch.distributed it is this process alone. Every process must make it, at the same point; one that reads or
+    writes by itself makes it `alone`, and the others do not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = False) -> None:
         self.group: dist.ProcessGroup | None = None
         self.rank, self.size = 0, 1
-        if dist.is_available() and dist.is_initialized():
+        if not alone and dist.is_available() and dist.is_initialized():
             group = dist.new_group(backend="gloo")
             assert isinstance(group, dist.ProcessGroup)  # of all processes, so of this one
             self.group, self.rank, self.size = group, dist.get_rank(), dist.get_world_size()

@@ -20,7 +20,6 @@ class Scorer:
 
     def __init__(self, model: Transformer, pipeline: Pipeline | None, world: World, config: PretrainConfig) -> None:
         self._model, self._pipeline, self._world, self._config = model, pipeline, world, config
-        self._stages = config.parallel.pp * config.parallel.stages_per_process
 
     def score(self, corpus: Corpus, sequences: int | None) -> dict[str, tuple[float, int]]:
         """{source: (nats, bytes)} of at most `sequences` rows a source (None: all of them)."""
@@ -53,8 +52,7 @@ class Scorer:
             return self._world.sum_dp(next_token_loss(self._model, hidden_TD, rows).double())
 
         def token_loss(model: Transformer, hidden_TD: Tensor, index: int) -> Tensor:
-            return next_token_loss(model, hidden_TD, rows) if index == 0 else hidden_TD.new_zeros(())
+            return next_token_loss(model, hidden_TD, rows)
 
-        # a schedule wants as many micro-batches as stages; the first is scored
-        micro_batches = [MicroBatch(rows.tokens_T, rows.sequences)] * self._stages
-        return self._world.sum_dp(self._pipeline.forward(micro_batches, token_loss).loss.double())
+        found = self._pipeline.forward([MicroBatch(rows.tokens_T, rows.sequences)], token_loss)
+        return self._world.sum_dp(found.loss.double())

@@ -1,0 +1,198 @@
+"""The fast forms of ops where gradients are wanted, against autograd through reference.py."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from tapwater import ops
+from tapwater.errors import ConfigError
+from tapwater.ops import gradients_attention, gradients_experts, gradients_loss, native_training, reference, row_loops
+from tapwater.ops.native import INSTRUCTION_SETS
+
+# of the largest number; bfloat16 keeps 8 bits, and a gradient adds up a few numbers rounded to that
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
+DTYPES = list(TOLERANCE)
+FORMS = ("torch", *INSTRUCTION_SETS)
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every way the row loops can run."""
+    before = native_training.instruction_set()
+    if request.param == "torch":
+        monkeypatch.setattr(native_training, "library", lambda: None)
+        yield "torch"
+        return
+    try:
+        native_training.force_instruction_set(request.param)
+    except ConfigError:
+        pytest.skip(f"no training kernels for {request.param} here")
+    yield request.param
+    if before is not None:
+        native_training.force_instruction_set(before)
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def results(op: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """The op's output and the gradients of all inputs for one and the same random gradient of the output."""
+    leaves = [each.detach().clone().requires_grad_() for each in inputs]
+    y = op(*leaves)
+    y.backward(draw(*y.shape, seed=99).to(y.dtype))
+    return [y.detach(), *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]
+
+
+def assert_close(op: Callable[..., Tensor], specification: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    """`op` in the inputs' dtype against the specification in float64, or float32 where it computes in that itself."""
+    dtype = inputs[0].dtype
+    expected = results(specification, [each.double() for each in inputs])
+    found = results(op, inputs)
+    for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert ours.dtype == (inputs[index - 1].dtype if index else ours.dtype)
+        error, size = (ours.double() - theirs).abs().max(), theirs.abs().max()
+        assert error <= TOLERANCE[dtype] * size + 1e-6, f"number {index}: {error} of {size}"
+
+
+WIDTHS = [1, 2, 15, 16, 17, 33, 70]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rms_norm(form: str, dtype: torch.dtype, width: int) -> None:
+    for rows in (1, 9):
+        x, weight = draw(rows, width, seed=1).to(dtype), draw(width, seed=2).to(dtype)
+        assert_close(
+            lambda x, w: ops.rms_norm(x, w, 0.1),
+            lambda x, w: w * x / (x * x).mean(-1, True).add(0.1).sqrt(),
+            [x, weight],
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_swiglu(form: str, dtype: torch.dtype, width: int) -> None:
+    inputs = [draw(7, 12, seed=1), draw(width, 12, seed=2), draw(width, 12, seed=3), draw(12, width, seed=4)]
+    assert_close(ops.swiglu, reference.swiglu, [each.to(dtype) for each in inputs])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["rotate_half", "rotate_interleaved"])
+@pytest.mark.parametrize("pairs", [1, 3, 8, 9, 16, 35])
+def test_rotations(form: str, dtype: torch.dtype, name: str, pairs: int) -> None:
+    angles = draw(5, pairs, seed=1)
+    cos, sin = angles.cos() * 1.3, angles.sin() * 1.3  # YaRN's factor: backward is the transpose, not the inverse
+    # a part of wider heads, with NaN around it
+    inputs = draw(5, 3, 2 * pairs, seed=2).to(dtype)
+    surrounded = torch.nn.functional.pad(inputs, (3, 2), value=float("nan"))[..., 3:-2]
+    assert_close(lambda x: getattr(ops, name)(x, cos, sin), lambda x: getattr(reference, name)(x, cos, sin), [inputs])
+    torch.testing.assert_close(
+        getattr(ops, name)(surrounded.requires_grad_(), cos, sin), getattr(ops, name)(inputs.requires_grad_(), cos, sin)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("nope", "rope", "value"), [(6, 4, 5), (1, 2, 9), (16, 32, 16), (33, 2, 1)])
+def test_latent_heads(form: str, dtype: torch.dtype, nope: int, rope: int, value: int) -> None:
+    angles = draw(6, rope // 2, seed=1)
+
+    def together(form: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+        return lambda *inputs: torch.cat(form(*inputs, angles.cos(), angles.sin()), dim=-1)
+
+    inputs = [draw(6, 3, nope + rope, seed=2), draw(6, 3, nope + value, seed=3), draw(6, rope, seed=4)]
+    assert_close(together(ops.latent_heads), together(reference.latent_heads), [each.to(dtype) for each in inputs])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "experts", "chosen"), [(1, 1, 1), (5, 8, 3), (60, 6, 2), (3, 30, 4)])
+def test_experts(form: str, dtype: torch.dtype, tokens: int, experts: int, chosen: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.rand(tokens, experts, generator=generator).topk(chosen).indices
+    kept = torch.rand(tokens, chosen, generator=generator) < 0.6
+    weights = torch.rand(tokens, chosen, generator=generator)
+    rest = [draw(tokens, 10, seed=1), *(draw(experts, *shape, seed=2) for shape in ((7, 10), (7, 10), (10, 7)))]
+    for mask in (None, kept, torch.zeros_like(kept)):
+
+        def dense(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, w: Tensor, mask: Tensor | None = mask) -> Tensor:
+            w = w if mask is None else w * mask
+            every_TED = torch.stack([reference.swiglu(x, *each) for each in zip(gate, up, down, strict=True)], dim=1)
+            return (w[..., None] * every_TED[torch.arange(tokens)[:, None], ids]).sum(1)
+
+        assert_close(
+            lambda x, gate, up, down, w, mask=mask: ops.experts(x, ids, w, gate, up, down, mask),
+            dense,
+            [*(each.to(dtype) for each in rest), weights],
+        )
+
+
+def test_parts_of_experts_are_round_and_hold_every_assignment_once() -> None:
+    for count in (1, 2, 7, 8, 9, 63, 100, 511, 4097):
+        size = gradients_experts._round_size(count, torch.bfloat16)
+        assert count <= size <= max(count * 1.125 + 8, count)
+    sizes = {gradients_experts._round_size(count, torch.bfloat16) for count in range(257, 1025)}
+    assert len(sizes) <= 16
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", [(1,), (20,), (3, 17, 17, 1), (40,)])
+@pytest.mark.parametrize(("groups", "value"), [(4, 12), (2, 5), (1, 16)])
+def test_attention(
+    form: str, dtype: torch.dtype, lengths: tuple[int, ...], groups: int, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients_attention, "QUERIES", 16)  # blocks of queries that do not divide a sequence
+    monkeypatch.setattr(gradients_attention, "BLOCK_BYTES", 3000)
+    tokens = sum(lengths)
+    inputs = [draw(tokens, 4, 12, seed=1), draw(tokens, groups, 12, seed=2), draw(tokens, groups, value, seed=3)]
+    assert_close(
+        lambda q, k, v: ops.attention(q, k, v, lengths, 0.3),
+        lambda q, k, v: reference.attention(q, k, v, lengths, 0.3),
+        [each.to(dtype) for each in inputs],
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [2, 16, 50, 67])
+def test_linear_cross_entropy(form: str, dtype: torch.dtype, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients_loss, "CHUNK_BYTES", 1)  # chunks of 16 rows
+    targets = torch.randint(vocab, (41,), generator=torch.Generator().manual_seed(1))
+    for mask in (torch.ones(41).bool(), torch.arange(41) % 3 > 0, torch.zeros(41).bool()):
+        inputs = [draw(41, 24, seed=2).to(dtype) / 4, draw(vocab, 24, seed=3).to(dtype)]
+        assert_close(
+            lambda h, w, mask=mask: ops.linear_cross_entropy(h, w, targets, mask),
+            lambda h, w, mask=mask: torch.nn.functional.cross_entropy((h @ w.T)[mask], targets[mask], reduction="sum"),
+            inputs,
+        )
+
+
+def test_targets_outside_the_vocabulary_are_refused() -> None:
+    hidden, weight = draw(3, 4, seed=1).requires_grad_(), draw(5, 4, seed=2)
+    for target in (-1, 5):
+        with pytest.raises(IndexError):
+            ops.linear_cross_entropy(hidden, weight, torch.tensor([0, target, 1]), torch.ones(3).bool())
+
+
+def test_the_same_threads_give_the_same_bits(form: str) -> None:
+    inputs = [draw(300, 64, seed=1).bfloat16(), draw(64, seed=2).bfloat16()]
+    first, second = (results(lambda x, w: ops.rms_norm(x, w, 1e-6), inputs) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_without_gradients_the_reference_runs() -> None:
+    x, weight = draw(3, 8, seed=1).bfloat16(), draw(8, seed=2).bfloat16().requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(ops.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6))
+
+
+def test_native_loops_do_what_torch_says(form: str) -> None:
+    """What the ops above do not show: rows of -1, and the loss of each row."""
+    x, rows = draw(6, 19, seed=1), torch.tensor([5, -1, 0, 0, -1])
+    assert torch.equal(native_training.gather(x, rows), row_loops.gather(x, rows))
+    table = torch.tensor([[1, -1], [-1, -1], [0, 5]])
+    torch.testing.assert_close(native_training.combine(x, table, None), row_loops.combine(x, table, None))
+    logits, targets = draw(6, 19, seed=2) * 20, torch.arange(6)
+    torch.testing.assert_close(
+        native_training.cross_entropy(logits.clone(), targets), row_loops.cross_entropy(logits.clone(), targets)
+    )
