@@ -30,7 +30,9 @@ import tapwater.model
 import tapwater.ops
 import tapwater.text
 from tapwater.cli import app
-from tapwater.config import EngineConfig, ModelConfig, RopeScaling, ServerConfig
+from tapwater.config import EngineConfig, ModelConfig, PretrainConfig, RopeScaling, ServerConfig
+from tapwater.config.ablation import BudgetSection, load_ablation
+from tapwater.config.pretrain import load_pretrain
 from tapwater.server import schema
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
@@ -87,6 +89,13 @@ def configuration() -> str:
     parts += ["## Model: config.json", inspect.getdoc(ModelConfig) or "", _dataclass_table(ModelConfig)]
     parts += ["### rope_scaling", inspect.getdoc(RopeScaling) or "", _dataclass_table(RopeScaling)]
     parts += [f"Presets: {', '.join(f'`{name}`' for name in tapwater.config.preset_names())}."]
+    parts += ["## Training: tapwater train", inspect.getdoc(PretrainConfig) or "", inspect.getdoc(load_pretrain) or ""]
+    sections = get_type_hints(PretrainConfig)
+    for field in dataclasses.fields(PretrainConfig):
+        if field.name != "model":
+            cls = sections[field.name]
+            parts += [f"### [{field.name}]", _sentence(cls), _dataclass_table(cls)]
+    parts += ["## Ablations: tapwater ablate", inspect.getdoc(load_ablation) or "", _dataclass_table(BudgetSection)]
     return "\n\n".join(parts)
 
 
@@ -162,8 +171,11 @@ def _dataclass_table(cls: type) -> str:
     comments, hints = _comments(cls), get_type_hints(cls)
     rows = []
     for field in dataclasses.fields(cls):
-        has_default = field.default is not dataclasses.MISSING
-        default = f"`{json.dumps(field.default)}`" if has_default else "required"
+        default = "required"
+        if field.default is not dataclasses.MISSING:
+            default = f"`{json.dumps(field.default)}`"
+        elif field.default_factory is not dataclasses.MISSING:
+            default = f"`{json.dumps(field.default_factory())}`"
         rows.append((field.name, _type_name(hints[field.name]), default, comments.get(field.name, "")))
     return _table(("field", "type", "default", ""), rows)
 

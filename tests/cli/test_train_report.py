@@ -1,5 +1,6 @@
 """The page about a training run."""
 
+import json
 from dataclasses import replace
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -53,7 +54,8 @@ class Whole(HTMLParser):
 def test_the_page_tells_losses_experts_baselines_and_cost(tmp_path: Path) -> None:
     run, corpus = tmp_path / "first run", tmp_path / "corpus"
     corpus.mkdir()
-    (corpus / "baselines.json").write_text('{"code": {"xz": 3.5}}')
+    baseline = {"source": "code", "method": "zstd", "bits_per_byte": 3.5, "num_bytes": 9, "detail": ""}
+    (corpus / "baselines.json").write_text(json.dumps([baseline]))
     write(run, 60)
     text = write_training_report(run, corpus).read_text()
     Whole(text)

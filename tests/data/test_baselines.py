@@ -44,10 +44,10 @@ def test_a_model_of_words_beats_compressors_but_not_the_source(corpus: Corpus) -
 
 
 def test_figures_are_kept_beside_the_corpus(corpus: Corpus, tmp_path: Path) -> None:
-    assert read_baselines(corpus) == []
+    assert read_baselines(corpus.path) == []
     found = baselines(corpus)
     write_baselines(corpus, found)
-    assert read_baselines(corpus) == found
+    assert read_baselines(corpus.path) == found
 
 
 def test_nothing_held_out_is_an_error(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """What is read out of a run's metrics."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from tapwater.data.baselines import Baseline
 from tapwater.errors import DataError
 from tapwater.train.health import (
     DeadExpert,
@@ -58,10 +61,11 @@ def test_dead_experts_are_dead_for_whole_windows() -> None:
 def test_gaps_to_baselines_of_the_same_source(tmp_path: Path) -> None:
     assert read_baselines(tmp_path) == {}
     path = tmp_path / "baselines.json"
-    path.write_text('{"web": {"unigram": 4.5, "xz": 2.5}, "other": {"xz": 1}}')
+    lines = [("web", "n-gram", 4.5), ("web", "zstd", 2.5), ("other", "zstd", 1.0)]
+    path.write_text(json.dumps([asdict(Baseline(*line, 100, "as it was")) for line in lines]))
     found = gaps({"web": 2.0, "code": 1.0}, read_baselines(tmp_path))
-    assert found == [Gap("web", "unigram", 4.5, 2.0), Gap("web", "xz", 2.5, 2.0)]
+    assert found == [Gap("web", "n-gram", 4.5, 2.0), Gap("web", "zstd", 2.5, 2.0)]
     assert [each.gap for each in found] == [2.5, 0.5]
     path.write_text('{"web": 4.5}')
-    with pytest.raises(DataError, match=r"baselines.json: not \{source"):
+    with pytest.raises(DataError, match=r"baselines.json: cannot be read"):
         read_baselines(tmp_path)

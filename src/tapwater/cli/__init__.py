@@ -18,10 +18,11 @@ app = App(
     help_epilogue="MODEL is a known name, a .gguf file, a Hugging Face directory or an owner/name repository.",
 )
 for verb in (
-    *("serve", "chat", "generate", "pull", "quantize", "data", "train", "export", "inspect"),
+    *("serve", "chat", "generate", "pull", "quantize", "data", "train", "export", "ablate", "needle", "inspect"),
     *("hardware", "plan", "price"),
 ):
     app.command(f"tapwater.cli.{verb}:{verb}")
+app.command("tapwater.cli.report_run:report")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -122,7 +122,7 @@ def _amounts(title: str, what: str, amounts: Mapping[str, Mapping[str, int]]) ->
 
 
 def _baselines(corpus: Corpus) -> str:
-    found = read_baselines(corpus)
+    found = read_baselines(corpus.path)
     if not found:
         return ""
     rows = [(each.source, each.method, f"{each.bits_per_byte:.3f}", each.detail) for each in found]

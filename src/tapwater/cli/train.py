@@ -1,6 +1,7 @@
 """`tapwater train`: make a model from a corpus."""
 
 from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,13 +23,13 @@ def train(config: Path, /, *overrides: Settings, json: AsJson = False) -> int:
     """Train the model that CONFIG describes, or go on where its run stopped.
 
     Everything goes to train.directory: metrics.jsonl, evaluations.jsonl, tensorboard, checkpoints, and at the end the
-    model as a Hugging Face directory in export. Ctrl-C ends the step under way, saves and stops; the same command goes
-    on. Under torchrun it is one run of all processes.
+    model as a Hugging Face directory in export and a page about the run, report.html. Ctrl-C ends the step under way,
+    saves and stops; the same command goes on. Under torchrun it is one run of all processes.
     """
     from tapwater.config import load_pretrain
 
     settings = load_pretrain(config, overrides)
-    rent = _rent(settings)
+    rent = rent_of(settings)
 
     import torch
 
@@ -44,6 +45,7 @@ def train(config: Path, /, *overrides: Settings, json: AsJson = False) -> int:
         finished = Run(settings, corpus, world, console(), rent).train()
         if world.is_first:
             found = finished.evaluation
+            _report(settings)
             facts: dict[str, object] = {
                 "directory": settings.train.directory,
                 "step": finished.step,
@@ -61,6 +63,20 @@ def train(config: Path, /, *overrides: Settings, json: AsJson = False) -> int:
     return INTERRUPTED if finished.is_interrupted else 0
 
 
+def _report(settings: "PretrainConfig") -> None:
+    """The run's page; a run of days must not end in an error for want of a package that draws."""
+    if find_spec("matplotlib") is None:
+        console().print("no report: it needs matplotlib, pip install 'tapwater[report]'", markup=False)
+        return
+    from tapwater.cli.train_report import write_training_report
+    from tapwater.train.metrics import read_steps
+
+    run = Path(settings.train.directory)
+    if read_steps(run):
+        path = write_training_report(run, Path(settings.data.corpus))
+        console().print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _say(facts: dict[str, object]) -> None:
     cost = "" if facts["cost_usd"] is None else f", ${Decimal(str(facts['cost_usd'])):.4f}"
     bits = "" if facts["bits_per_byte"] is None else f", held-out bits per byte {facts['bits_per_byte']:.4f}"
@@ -68,7 +84,7 @@ def _say(facts: dict[str, object]) -> None:
     console().print(text, highlight=False)
 
 
-def _rent(settings: "PretrainConfig") -> Decimal | None:
+def rent_of(settings: "PretrainConfig") -> Decimal | None:
     """Dollars an hour of all machines of the run; a catalogue's rent is of one machine and its devices."""
     from tapwater.cost.hardware import machine
 

@@ -283,7 +283,12 @@ def load_pretrain(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
     values = read_toml(path)
     for override in overrides:
         apply_override(values, override)
-    return from_mapping(PretrainConfig, values | {"model": _model(values, str(path))}, str(path))
+    return from_tables(values, str(path))
+
+
+def from_tables(values: Mapping[str, Any], where: str) -> PretrainConfig:
+    """PretrainConfig from the tables of a file, as load_pretrain makes it; `where` names them in errors."""
+    return from_mapping(PretrainConfig, {**values, "model": _model(values, where)}, where)
 
 
 def _model(values: Mapping[str, Any], where: str) -> ModelConfig:

@@ -121,12 +121,10 @@ def flops_per_token(config: ModelConfig, context: int, *, absorbed: bool) -> Flo
     much as the kv_b_proj it replaces.
     """
     matmul = 2.0 * parameters(config).active_without_input_embedding
-    if config.is_mla:
-        mla = config.mla
-        absorbed_width = 2 * mla.kv_lora_rank + mla.qk_rope_head_dim
-        width = absorbed_width if absorbed else config.qk_head_dim + mla.v_head_dim
+    if config.is_mla and absorbed:
+        width = 2 * config.mla.kv_lora_rank + config.mla.qk_rope_head_dim
     else:
-        width = 2 * config.attention_head_dim
+        width = _score_and_value_width(config)
     return Flops(matmul, 2.0 * config.num_attention_heads * width * context * config.num_hidden_layers)
 
 
@@ -137,6 +135,23 @@ def training_flops_per_token(config: ModelConfig, sequence: float, *, causal: bo
     """
     forward = flops_per_token(config, 1, absorbed=False)
     return Flops(3 * forward.matmul, 3 * forward.attention * sequence / (2 if causal else 1))
+
+
+def mtp_training_flops_per_token(config: ModelConfig, sequence: float) -> Flops:
+    """What multi-token prediction adds to training_flops_per_token: each module a layer, a projection and the head."""
+    routed, shared, gate = _moe_layer(config)
+    feed_forward: float = _swiglu(config, config.intermediate_size)
+    if config.is_moe:
+        feed_forward = shared + gate + routed * config.moe.num_experts_per_tok / config.moe.n_routed_experts
+    weights = _attention(config) + feed_forward + 2 * config.hidden_size**2 + config.vocab_size * config.hidden_size
+    attention = 2.0 * config.num_attention_heads * _score_and_value_width(config) * sequence / 2
+    modules = config.num_nextn_predict_layers
+    return Flops(3 * 2.0 * modules * weights, 3 * modules * attention)
+
+
+def _score_and_value_width(config: ModelConfig) -> int:
+    """Of one head, where keys and values are its own."""
+    return config.qk_head_dim + config.mla.v_head_dim if config.is_mla else 2 * config.attention_head_dim
 
 
 def _attention(config: ModelConfig) -> int:

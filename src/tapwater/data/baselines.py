@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import log2
+from pathlib import Path
 
 import numpy as np
 import zstandard
@@ -183,9 +184,9 @@ def write_baselines(corpus: Corpus, found: Sequence[Baseline]) -> None:
     (corpus.path / NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def read_baselines(corpus: Corpus) -> list[Baseline]:
-    """The figures that were kept, none where none were; DataError when the file is damaged."""
-    path = corpus.path / NAME
+def read_baselines(corpus: Path) -> list[Baseline]:
+    """The figures that were kept in a corpus's directory, none where none were; DataError when the file is damaged."""
+    path = corpus / NAME
     if not path.exists():
         return []
     try:

@@ -1,13 +1,12 @@
 """What the metrics of a run say about it: curves, how experts were used, and what it learned beyond simple models."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from tapwater.errors import DataError
+from tapwater.data import baselines
 
 Line = Mapping[str, Any]
 Point = tuple[float, float]
@@ -105,18 +104,12 @@ def dead_experts(windows: Sequence[LoadWindow]) -> list[DeadExpert]:
 def read_baselines(corpus: Path) -> dict[str, dict[str, float]]:
     """Bits per byte of simple models on a corpus's held-out text, {source: {name: bits}}; empty without the file.
 
-    Raises DataError when baselines.json holds something else.
+    Raises DataError when baselines.json is damaged.
     """
-    path = corpus / "baselines.json"
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            str(source): {str(name): float(bits) for name, bits in named.items()} for source, named in found.items()
-        }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not {{source: {{name: bits per byte}}}} ({error}); build it again") from None
+    found: dict[str, dict[str, float]] = {}
+    for each in baselines.read_baselines(corpus):
+        found.setdefault(each.source, {})[each.method] = each.bits_per_byte
+    return found
 
 
 def gaps(sources: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> list[Gap]:

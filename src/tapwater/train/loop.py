@@ -96,14 +96,18 @@ class Run:
         if began is None:
             self._begin()
 
-    def train(self) -> Finished:
-        """Go on from the newest checkpoint to the last step, then evaluate on all held-out text and export."""
+    def train(self, view: View | None = None) -> Finished:
+        """Go on from the newest checkpoint to the last step, then evaluate on all held-out text and export.
+
+        `view` is shown every step instead of the run's own view.
+        """
         saved = self.store.latest()
         if saved is not None:
             self._restore(saved.step, skip_data=False)
             self._note(f"resumed at step {self.number} of {self.total_steps}")
-        quiet = Console(quiet=True)
-        view = View(self._console if self.world.is_first else quiet, str(self.directory), every=10)
+        if view is None:
+            quiet = Console(quiet=True)
+            view = View(self._console if self.world.is_first else quiet, str(self.directory), every=10)
         with Interrupt() as interrupt, view:
             self._view = view
             self._log = MetricsLog(self.directory, self.number) if self.world.is_first else None

@@ -1,0 +1,65 @@
+"""`tapwater ablate`: what a change to a model or its training is worth, with seeds and cost."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from tapwater.cli.common import console
+from tapwater.cli.output import AsJson, write_json
+from tapwater.cli.train import INTERRUPTED, rent_of
+
+Settings = Annotated[str, Parameter(help="Settings of the base as section.key=value, e.g. data.corpus=corpus.")]
+
+
+def ablate(config: Path, /, *overrides: Settings, only: str | None = None, as_json: AsJson = False) -> int:
+    """Train every variant that CONFIG describes with several seeds, at equal training FLOPs or equal time.
+
+    Its directory gets a run of each variant and seed, and results.json, table.md and report.html of what is finished.
+    Ctrl-C saves the run under way; the same command goes on.
+
+    Parameters
+    ----------
+    config
+        A TOML file: a base, a budget, and [[variants]] of the base.
+    only
+        Names of the variants to train and report, with commas between; the others of the file are left alone.
+    """
+    from tapwater.config.ablation import load_ablation
+
+    ablation = load_ablation(config, overrides)
+    names = [each.name for each in ablation.variants] if only is None else [each.strip() for each in only.split(",")]
+    chosen = ablation.choose(names)
+    rent = rent_of(ablation.base)
+    directory = Path(ablation.budget.directory)
+
+    import torch
+
+    from tapwater.cli.ablation_bars import AblationBars
+    from tapwater.cli.ablation_report import facts, table, write_ablation_report
+    from tapwater.data.corpus import Corpus
+    from tapwater.llm import available_cores
+    from tapwater.parallel import join, leave
+    from tapwater.train.ablation import run_all
+    from tapwater.train.ablation_plan import settle
+    from tapwater.train.ablation_results import collect
+
+    corpus = Corpus.open(Path(ablation.base.data.corpus))
+    torch.set_num_threads(ablation.base.train.threads or available_cores())
+    world = join(ablation.base.parallel)
+    try:
+        with console().status("Settling how long each variant runs"):
+            plan = settle(ablation, chosen, corpus, world)
+        with AblationBars(console(), plan, directory, ablation.budget.seeds) as bars:
+            is_whole = run_all(plan, directory, ablation.budget.seeds, corpus, world, rent, bars)
+    finally:
+        leave()
+    results = collect(plan, directory, ablation.budget.seeds, ablation.budget.target_loss, rent)
+    write_ablation_report(directory, ablation, plan, results)
+    if as_json:
+        write_json(facts(ablation, plan, results))
+    elif results.results:
+        sys.stdout.write(table(ablation, plan, results))
+    console().print(f"report: {directory / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return 0 if is_whole else INTERRUPTED

@@ -1,0 +1,196 @@
+"""A needle in a haystack: one sentence hidden in a long text, at every depth, and asked for at the end."""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tapwater.engine import SamplingParams
+from tapwater.errors import ConfigError
+from tapwater.llm import Completion
+from tapwater.text import Tokenizer
+
+Form = Literal["text", "chat"]
+KEY = "{key}"
+NEEDLE = "The pass key is {key}. Remember it: {key} is the pass key."
+QUESTIONS: dict[Form, str] = {
+    "text": "What is the pass key? The pass key is",
+    "chat": "What is the pass key in the text above? Answer with the number alone.",
+}
+DIGITS = 5
+LONGEST_WORD = 40  # characters; a text without spaces is cut where it is
+TRIES = 12  # to find how much text fills a prompt
+
+
+class Model(Protocol):
+    """What is asked of tapwater.llm.LLM."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def max_context(self) -> int: ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]: ...
+
+
+@dataclass(frozen=True)
+class NeedleTest:
+    """What is hidden, asked and counted. `needle` has {key} where the digits go; the same seed gives the same prompts.
+
+    A length is that of a prompt with its answer, in tokens; depth 0 is the beginning of the haystack, 1 its end. `text`
+    puts the question after the haystack as it stands; `chat` makes both one message of the model's own template.
+    """
+
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    trials: int = 5
+    seed: int = 0
+    needle: str = NEEDLE
+    question: str | None = None  # None: that of the form
+    form: Form = "text"
+    max_tokens: int = 16  # of the answer
+
+    def __post_init__(self) -> None:
+        if not self.lengths or not self.depths or self.trials < 1 or self.max_tokens < 1:
+            raise ConfigError("needle: there must be lengths, depths, and at least one trial and token of an answer")
+        for depth in self.depths:
+            if not 0 <= depth <= 1:
+                raise ConfigError(f"needle: a depth is between 0 and 1, got {depth}")
+        if KEY not in self.needle:
+            raise ConfigError(f"needle: the needle must have {KEY} where the digits go, got {self.needle!r}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One prompt: what was hidden, what was answered, and how long the prompt was."""
+
+    key: str
+    answer: str
+    prompt_tokens: int
+
+    @property
+    def is_exact(self) -> bool:
+        return says(self.answer, self.key)
+
+
+@dataclass(frozen=True)
+class Cell:
+    length: int
+    depth: float
+    trials: tuple[Trial, ...]
+
+    @property
+    def share(self) -> float:
+        """Of the trials that were answered exactly."""
+        return sum(each.is_exact for each in self.trials) / len(self.trials)
+
+
+def says(answer: str, key: str) -> bool:
+    """Whether the first number of an answer is the key, to the digit."""
+    found = re.search(r"\d+", answer)
+    return found is not None and found.group() == key
+
+
+def check_lengths(test: NeedleTest, max_context: int) -> None:
+    """ConfigError naming the lengths that the model cannot hold."""
+    over = [length for length in test.lengths if length > max_context]
+    if over:
+        raise ConfigError(
+            f"needle: lengths {', '.join(map(str, over))} are more than the {max_context} tokens of the model's "
+            "context; leave them out, or raise engine.cache_tokens where the model itself could hold more"
+        )
+
+
+def run(llm: Model, haystack: str, test: NeedleTest, progress: Callable[[int, int], None]) -> list[Cell]:
+    """Every cell of the grid, lengths outside, depths inside; greedy answers. `progress` counts cells.
+
+    A haystack shorter than a prompt is repeated. Raises ConfigError for a length that the model cannot hold, or that
+    has no room for the needle and the question.
+    """
+    check_lengths(test, llm.max_context)
+    if not haystack.strip():
+        raise ConfigError("needle: the haystack has no text")
+    cells: list[Cell] = []
+    total = len(test.lengths) * len(test.depths)
+    params = SamplingParams(max_tokens=test.max_tokens, temperature=0.0)
+    for length in test.lengths:
+        for depth in test.depths:
+            progress(len(cells), total)
+            cells.append(_cell(llm, haystack, test, length, depth, params))
+    progress(total, total)
+    return cells
+
+
+def _cell(llm: Model, haystack: str, test: NeedleTest, length: int, depth: float, params: SamplingParams) -> Cell:
+    keys: list[str] = []
+    prompts: list[list[int]] = []
+    for trial in range(test.trials):
+        # one stream for a length and a trial: the depths of a row differ in nothing but the depth
+        chance = random.Random(f"{test.seed} {length} {trial}")
+        keys.append(str(chance.randrange(10 ** (DIGITS - 1), 10**DIGITS)))
+        start = chance.randrange(len(haystack))
+        prompts.append(prompt(llm.tokenizer, haystack, start, test, keys[-1], length - test.max_tokens, depth))
+    answers = llm.generate(prompts, params)
+    found = zip(keys, answers, prompts, strict=True)
+    return Cell(length, depth, tuple(Trial(key, answer.text, len(tokens)) for key, answer, tokens in found))
+
+
+def prompt(
+    tokenizer: Tokenizer, haystack: str, start: int, test: NeedleTest, key: str, num_tokens: int, depth: float
+) -> list[int]:
+    """At most `num_tokens` tokens, and as few less as whole words allow: haystack from a place on, needle, question."""
+
+    def tokens_of(num_chars: int) -> list[int]:
+        text = _hidden(_cut(haystack, start, num_chars), test.needle.replace(KEY, key), depth)
+        question = QUESTIONS[test.form] if test.question is None else test.question
+        text = f"{text}\n\n{question}"
+        return (
+            tokenizer.encode_chat([{"role": "user", "content": text}])
+            if test.form == "chat"
+            else tokenizer.encode(text)
+        )
+
+    empty = tokens_of(0)
+    if len(empty) > num_tokens:
+        raise ConfigError(
+            f"needle: needle, question and answer take {len(empty) + test.max_tokens} tokens: there is no room in a "
+            f"length of {num_tokens + test.max_tokens}"
+        )
+    # characters that fit (low) and do not (high), closed in on by the rate of tokens to characters between them
+    low, best = 0, empty
+    high = 16 * num_tokens
+    guess = 3 * (num_tokens - len(empty))
+    for _ in range(TRIES):
+        found = tokens_of(guess)
+        if len(found) <= num_tokens:
+            low, best = guess, found
+        else:
+            high = guess
+        rate = (len(found) - len(empty)) / guess if guess else 0.0
+        aim = int((num_tokens - len(empty)) / rate) if rate > 0 else high
+        guess = aim if low < aim < high else (low + high) // 2
+        if len(best) == num_tokens or high - low <= 1:
+            break
+    return best
+
+
+def _cut(haystack: str, start: int, num_chars: int) -> str:
+    """Text from a place on; after its end, its beginning."""
+    pieces: list[str] = []
+    left = num_chars
+    while left > 0:
+        pieces.append(haystack[start : start + left])
+        left -= len(pieces[-1])
+        start = 0
+    return "".join(pieces)
+
+
+def _hidden(text: str, needle: str, depth: float) -> str:
+    """The needle as a line of its own, at `depth` of the text or after the word that goes on there."""
+    place = round(depth * len(text))
+    if 0 < place < len(text):
+        space = re.compile(r"\s").search(text, place, place + LONGEST_WORD)
+        place = space.end() if space else place
+    parts = (text[:place].rstrip("\n"), needle, text[place:])
+    return "\n".join(part for part in parts if part)

@@ -1,0 +1,168 @@
+"""How long each variant of an ablation runs: settled once, and kept, so that an ablation that goes on is the same."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from tapwater.config import PretrainConfig
+from tapwater.config.ablation import AblationConfig, Equal, Variant
+from tapwater.config.pretrain import BatchSection
+from tapwater.cost.counts import mtp_training_flops_per_token, training_flops_per_token
+from tapwater.data.corpus import Corpus
+from tapwater.data.loader import Loader
+from tapwater.errors import TrainingError
+from tapwater.parallel import World
+from tapwater.train.loop import Run
+from tapwater.train.probe import Precision
+from tapwater.train.schedule import sequences_at
+from tapwater.train.setup import check_corpus, choose_precision, seconds_of
+from tapwater.train.state import check_same, plain
+
+PLAN_FILE = "plan.json"
+SAMPLED_ROWS = 256  # of which the lengths of documents are taken
+TIMED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A variant that knows how long it runs; `step_s` is measured where time is what is equal."""
+
+    name: str
+    config: PretrainConfig  # train.steps, train.precision and one process among them
+    flops_per_token: float
+    step_s: float | None
+
+    def run(self, directory: Path, seed: int) -> PretrainConfig:
+        """The config of its run number `seed`, from 0."""
+        train = self.config.train
+        where = run_directory(directory, self.name, seed)
+        return replace(self.config, train=replace(train, directory=str(where), seed=train.seed + seed))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`amount` is what each run may spend: training FLOPs or seconds of its steps."""
+
+    equal: Equal
+    amount: float
+    precision: Precision
+    corpus: str  # its fingerprint
+    variants: tuple[Planned, ...]
+
+
+def run_directory(directory: Path, name: str, seed: int) -> Path:
+    return directory / name / f"seed-{seed}"
+
+
+def settle(ablation: AblationConfig, chosen: Sequence[Variant], corpus: Corpus, world: World) -> Plan:
+    """The plan of the chosen variants: read from the ablation's directory, where others may be added to it.
+
+    Raises TrainingError when the directory holds an ablation of other settings, naming them.
+    """
+    path = Path(ablation.budget.directory) / PLAN_FILE
+    for variant in chosen:
+        check_corpus(variant.config, corpus)
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _begun(ablation, corpus, world)
+    asked = _asked(ablation, corpus)
+    changed = [name for name in asked if asked[name] != saved["asked"].get(name)]
+    if changed:
+        raise TrainingError(
+            f"{path}: the ablation began with another {' and '.join(changed)}; choose another directory for a new one"
+        )
+    planned = [_planned(variant, saved, corpus, world, str(path)) for variant in chosen]
+    _write(path, saved)
+    return Plan(ablation.budget.equal, saved["amount"], saved["precision"], corpus.fingerprint, tuple(planned))
+
+
+def mean_length(config: PretrainConfig, corpus: Corpus) -> float:
+    """The tokens of a token's own piece of document, itself among them: nothing else is attended to."""
+    batch = Loader(corpus, config.data, config.train.seed).draw(SAMPLED_ROWS)
+    lengths = [length for row in batch.lengths for length in row]
+    return sum(length * length for length in lengths) / sum(lengths)
+
+
+def flops_per_token(config: PretrainConfig, corpus: Corpus) -> float:
+    """Training FLOPs of the weights a token uses, and of its attention; multi-token prediction among them."""
+    length = mean_length(config, corpus)
+    main = training_flops_per_token(config.model, length).total
+    return main + mtp_training_flops_per_token(config.model, length).total
+
+
+def steps_for(tokens: float, batch: BatchSection, sequence_length: int) -> int:
+    """The number of steps that read about so many tokens, at least one."""
+    left = tokens / sequence_length
+    for step in range(batch.ramp_steps):
+        if left <= 0:
+            return step
+        left -= sequences_at(step, batch, batch.micro_sequences)
+    return max(1, batch.ramp_steps + round(left / batch.sequences))
+
+
+def seconds_per_step(config: PretrainConfig, corpus: Corpus, world: World) -> float:
+    """The least time of a few whole steps of a run that is thrown away."""
+    with TemporaryDirectory() as directory:
+        train = replace(config.train, directory=directory, steps=2**40, minutes=None)
+        run = Run(replace(config, train=train), corpus, world, Console(quiet=True), None)
+        return seconds_of(lambda: run.step.run(run.loader.draw(config.batch.sequences), 0.0, 0), TIMED_STEPS)
+
+
+def _asked(ablation: AblationConfig, corpus: Corpus) -> dict[str, Any]:
+    budget = ablation.budget
+    spent = {"flops": budget.flops, "minutes": budget.minutes, "steps of the base": budget.steps}
+    return {"equal": budget.equal, **spent, "train.seed": ablation.base.train.seed, "corpus": corpus.fingerprint}
+
+
+def _begun(ablation: AblationConfig, corpus: Corpus, world: World) -> dict[str, Any]:
+    """Precision and amount, which are measured on the base where they must be: then they hold for all variants."""
+    check_corpus(ablation.base, corpus)
+    precision = choose_precision(ablation.base, world)
+    base = _prepared(ablation.base, precision)
+    asked, budget = _asked(ablation, corpus), ablation.budget
+    if budget.flops is not None:
+        amount = budget.flops
+    elif budget.minutes is not None:
+        amount = 60 * budget.minutes
+    else:
+        assert budget.steps is not None
+        rows = sum(sequences_at(step, base.batch, base.batch.micro_sequences) for step in range(budget.steps))
+        if budget.equal == "active_flops":
+            amount = rows * base.data.sequence_length * flops_per_token(base, corpus)
+        else:
+            amount = rows / base.batch.sequences * seconds_per_step(base, corpus, world)
+    return {"asked": asked, "amount": amount, "precision": precision, "variants": {}}
+
+
+def _planned(variant: Variant, saved: dict[str, Any], corpus: Corpus, world: World, where: str) -> Planned:
+    """A variant that `saved` has, or that is added to it."""
+    config = _prepared(variant.config, saved["precision"])
+    known = saved["variants"].get(variant.name)
+    if known is None:
+        flops = flops_per_token(config, corpus)
+        step_s = None
+        if saved["asked"]["equal"] == "active_flops":
+            tokens = saved["amount"] / flops
+        else:
+            step_s = seconds_per_step(config, corpus, world)
+            tokens = saved["amount"] / step_s * config.batch.sequences * config.data.sequence_length
+        steps = steps_for(tokens, config.batch, config.data.sequence_length)
+        known = {"steps": steps, "flops_per_token": flops, "step_s": step_s, "config": plain(config)}
+        saved["variants"][variant.name] = known
+    check_same(known["config"], config, f"{where}: variant {variant.name}")
+    timed = replace(config, train=replace(config.train, steps=known["steps"], minutes=None))
+    return Planned(variant.name, timed, known["flops_per_token"], known["step_s"])
+
+
+def _prepared(config: PretrainConfig, precision: Precision) -> PretrainConfig:
+    return replace(config, train=replace(config.train, precision=precision))
+
+
+def _write(path: Path, saved: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(saved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.rename(path)

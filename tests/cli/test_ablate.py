@@ -1,0 +1,97 @@
+"""`tapwater ablate` and `tapwater train` from files to pages, on models of a few thousand weights."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from tapwater.cli import main
+from training import make_corpus
+
+train_verb = importlib.import_module("tapwater.cli.train")
+
+BASE = """
+[model]
+model_type = "llama"
+vocab_size = 300
+hidden_size = 16
+intermediate_size = 24
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+max_position_embeddings = 64
+bos_token_id = 0
+eos_token_id = 1
+[data]
+corpus = "CORPUS"
+sequence_length = 32
+packing_buffer = 8
+[batch]
+sequences = 2
+[train]
+directory = "OUT/run"
+steps = 3
+threads = 1
+precision = "float32"
+usd_per_hour = "0.09"
+[schedule]
+warmup_steps = 1
+"""
+ABLATION = """
+base = "base.toml"
+directory = "OUT/ablation"
+steps = 3
+seeds = 1
+[[variants]]
+name = "mha"
+[[variants]]
+name = "mqa"
+model = { num_key_value_heads = 1 }
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tapwater.train.loop.matmul_peak", lambda *_: 1e10)  # measured for MFU alone, and slow
+    make_corpus(tmp_path / "corpus")
+    for name, text in (("base.toml", BASE), ("ablation.toml", ABLATION)):
+        text = text.replace("CORPUS", str(tmp_path / "corpus")).replace("OUT", str(tmp_path))
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exited:
+        main([*map(str, arguments)])
+    return int(exited.value.code or 0)
+
+
+def test_variants_can_be_added_one_after_the_other(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = files / "ablation.toml"
+    assert run("ablate", config, "--only", "mqa", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in facts["variants"]] == ["mqa"]
+    assert facts["variants"][0]["kv_bytes_per_token"] == 2 * 2 * 8
+    first = (files / "ablation" / "mqa" / "seed-0" / "metrics.jsonl").read_bytes()
+    assert run("ablate", config) == 0
+    out, err = capsys.readouterr()
+    assert "| mha | 1 |" in out and "| mqa | 1 |" in out and "mha, seed 0: finished step 3 of 3" in err
+    assert (files / "ablation" / "table.md").read_text() == out
+    assert (files / "ablation" / "mqa" / "seed-0" / "metrics.jsonl").read_bytes() == first
+    assert run("ablate", config, "--only", "mla") == 1
+    assert "no variant 'mla'" in capsys.readouterr().err
+
+
+def test_a_run_ends_with_its_page(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = {"source": "code", "method": "zstd", "bits_per_byte": 12.5, "num_bytes": 9, "detail": ""}
+    (files / "corpus" / "baselines.json").write_text(json.dumps([baseline]))
+    assert run("train", files / "base.toml") == 0
+    assert "12.500" in (files / "run" / "report.html").read_text()
+    (files / "run" / "report.html").unlink()
+    monkeypatch.setattr(train_verb, "find_spec", lambda name: None)
+    assert run("train", files / "base.toml") == 0  # no error at the end of days of training
+    assert "no report: it needs matplotlib" in capsys.readouterr().err
+    assert not (files / "run" / "report.html").exists()
