@@ -9,18 +9,16 @@ grouped_mm, and torch.compile unless --no-compile. MFU is a share of the fastest
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-from metadata import metadata
+from report import provenance, save
 from tapwater.config import ModelConfig, PretrainConfig, to_hf
 from tapwater.config.parse import from_mapping
 from tapwater.cost.counts import parameters, training_flops_per_token
@@ -139,7 +137,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the peer")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = [measure(name, options.precision, options.rounds, not options.no_compile) for name in options.shape]
@@ -152,8 +149,9 @@ def main() -> None:
             f"| {each['shape']} | {each['precision']} | {rates['tapwater']:.0f} | {rates['transformers']:.0f} "
             f"| {each['ratio']:.2f} | {low:.2f} to {high:.2f} | {mfu['tapwater']:.0%} | {mfu['transformers']:.0%} |"
         )
-    if options.json is not None:
-        options.json.write_text(json.dumps({**metadata(), "measured": found}, indent=2) + "\n", encoding="utf-8")
+    about = provenance()
+    print("\n".join(f"{key}: {value}" for key, value in about.items()))
+    print(f"written to {save('train', {**about, 'threads': options.threads, 'measured': found})}")
 
 
 if __name__ == "__main__":
