@@ -18,6 +18,7 @@ class Masters:
     def __init__(self, model: nn.Module, precision: str, sharded: frozenset[str] = frozenset()) -> None:
         self.named: dict[str, Parameter] = {}
         self._copies: list[tuple[Parameter, Parameter]] = []  # what computes, what is moved
+        self._sums: dict[Parameter, Tensor] = {}  # memory of the masters' gradients, kept from step to step
         for name, parameter in model.named_parameters():
             if precision == "float32" or name in sharded:
                 self.named[name] = parameter
@@ -33,10 +34,12 @@ class Masters:
         for copy, master in self._copies:
             if copy.grad is None:
                 continue
-            if master.grad is None:
-                master.grad = copy.grad.float()
-            else:
+            if master.grad is not None:
                 master.grad += copy.grad
+            elif master in self._sums:
+                master.grad = self._sums[master].copy_(copy.grad)
+            else:
+                master.grad = self._sums[master] = copy.grad.float()
             copy.grad = None
 
     @torch.no_grad()
