@@ -24,7 +24,6 @@ from tapwater.config.parse import from_mapping
 from tapwater.cost.counts import parameters, training_flops_per_token
 from tapwater.data.batch import Batch
 from tapwater.model import Transformer
-from tapwater.ops.memory import keep_freed_memory
 from tapwater.parallel import join
 from tapwater.train.masters import Masters
 from tapwater.train.optim import Optimizers
@@ -140,7 +139,6 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the peer")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as `tapwater train` does; the peer has it too
     found = [measure(name, options.precision, options.rounds, not options.no_compile) for name in options.shape]
     print("| shape | precision | tapwater tokens/s | transformers | ratio | rounds | MFU | MFU |")
     print("|---|---|---|---|---|---|---|---|")
