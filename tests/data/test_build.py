@@ -1,5 +1,6 @@
 """A small corpus from text to shards: repeatable, split by text, infilling that can be undone, nothing half done."""
 
+import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from tapwater.data import build as building
 from tapwater.data.build import build, key_of, split_of
 from tapwater.data.corpus import Corpus
 from tapwater.data.document import Document
+from tapwater.data.replacing import replace_text
 from tapwater.data.tokenizer_training import SPECIAL_TOKENS
-from tapwater.errors import DataError
+from tapwater.errors import ConfigError, DataError
 from tapwater.text import Tokenizer
 
 ODD = "if x == '<｜end▁of▁sentence｜>':  # 日本語 12345\n\treturn \"<｜fim▁hole｜>\"\n"
@@ -137,7 +139,7 @@ def test_the_tokenizer_is_read_by_others(texts: list[Document], tmp_path: Path) 
 
 
 def test_a_tokenizer_can_be_reused_but_not_for_infilling_without_its_marks(
-    texts: list[Document], tmp_path: Path
+    texts: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build(config(tmp_path / "a"), quiet)
     reused = TokenizerSection(reuse=str(first / "tokenizer"))
@@ -145,7 +147,8 @@ def test_a_tokenizer_can_be_reused_but_not_for_infilling_without_its_marks(
     assert again.document("train", "code", 0).tolist() == Corpus.open(first).document("train", "code", 0).tolist()
     path = first / "tokenizer/tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace("fim▁hole", "fim▁other"), encoding="utf-8")
-    with pytest.raises(DataError, match=r"no fill-in-the-middle tokens; set fim\.rate=0"):
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"in-the-middle tokens; set fim\.rate=0"):
+        patch.setattr(building, "clean", None)  # it is said before any text is read
         build(config(tmp_path / "c", tokenizer=reused), quiet)
     plain = Corpus.open(build(config(tmp_path / "c", tokenizer=reused, fim=FimSection(0.0)), quiet))
     assert plain.manifest.sources[0].infilling == 0
@@ -173,3 +176,44 @@ def test_what_is_there_is_not_overwritten_and_what_was_interrupted_starts_over(
 def test_too_little_text_for_the_vocabulary_is_an_error(texts: list[Document], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"makes only [0-9]+ tokens of vocab_size 60000"):
         build(config(tmp_path / "c", tokenizer=TokenizerSection(vocab_size=60000)), quiet)
+
+
+def test_two_builds_of_one_corpus_do_not_meet(texts: list[Document], tmp_path: Path) -> None:
+    def meet(stage: str, num_documents: int, num_bytes: int) -> None:
+        with pytest.raises(DataError, match=r"c\.partial: another build is at work there"):
+            build(config(tmp_path / "c"), quiet)
+
+    Corpus.open(build(config(tmp_path / "c"), meet)).verify()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["c"]
+    assert not (tmp_path / "c" / "lock").exists()
+
+
+@pytest.mark.parametrize("directory", [".", "/", "corpora/.."])
+def test_a_corpus_has_a_name(directory: str) -> None:
+    with pytest.raises(ConfigError, match="directory must end in a name"):
+        replace(config(Path("c")), directory=directory)
+
+
+@pytest.mark.parametrize("most", [0, 2_000, 20_000])  # at the work files, the tokenizer, the shards
+def test_a_full_disk_is_one_error_and_leaves_no_corpus(texts: list[Document], tmp_path: Path, most: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"c\.partial.*: cannot write: File too large"):
+            build(config(tmp_path / "c"), quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    replace_text(path, "first")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"report\.html: cannot write: File too large"):
+            replace_text(path, "second" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["report.html"]

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import unicodedata
 from itertools import combinations
 from pathlib import Path
 
@@ -180,9 +181,18 @@ def test_bad_evaluation_files(tmp_path: Path) -> None:
         ("a.jsonl", b"{", "line 1: not JSON"),
         ("b.txt", b"\xff", "not UTF-8"),
         ("c.jsonl", b"", "holds no text"),
+        ("d.jsonl", b'["seven words are too few to know"]', "no text of .* has 8 words"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=words):
             Decontamination(DecontaminationSection(files=(str(tmp_path / name),)))
     with pytest.raises(DataError, match="cannot be read: No such file"):
         Decontamination(DecontaminationSection(files=(str(tmp_path / "nowhere.txt"),)))
+
+
+def test_evaluations_are_spelt_as_documents_are(tmp_path: Path) -> None:
+    text = "the café was closed at noon and the naïve visitors went off"
+    row = {"answers": ["\ud83d", unicodedata.normalize("NFD", text)]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    decontamination = Decontamination(DecontaminationSection(files=(str(tmp_path / "a.jsonl"),)))
+    assert decontamination.contaminated(hash_words([text.encode()])).tolist() == [True]

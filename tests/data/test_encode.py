@@ -1,5 +1,7 @@
 """Encoding: both libraries give the same ids, control strings in text stay text, draws are of the text alone."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,23 @@ def test_control_strings_in_a_text_are_not_control_tokens(directory: Path) -> No
     encoder = Encoder.open(directory, [])
     [(ids, _)] = encoder.encode([ToEncode("".join(SPECIAL_TOKENS), 0, 0.0)], 0)
     assert (ids[0], ids[-1]) == (0, 1) and ids[1:-1].min() >= len(SPECIAL_TOKENS)
+
+
+def test_control_tokens_that_are_not_marked_special_stay_out_of_texts(directory: Path, tmp_path: Path) -> None:
+    """As in DeepSeek's own files, where the tokens of infilling and of turns are ordinary added ones."""
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    for token in fields["added_tokens"]:
+        token["special"] = token["content"] in SPECIAL_TOKENS[:2]
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    config = tmp_path / "tokenizer_config.json"
+    template = {"chat_template": "{{ '<｜▁pad▁｜>' }}"}
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | template), encoding="utf-8")
+    encoder = Encoder.open(tmp_path, [])
+    [(ids, _)] = encoder.encode([ToEncode("".join(SPECIAL_TOKENS), 0, 0.0)], 0)
+    assert ids[1:-1].min() >= len(SPECIAL_TOKENS)
+    assert encoder.fim is not None
 
 
 def test_a_text_is_split_into_all_of_itself_and_the_share_is_kept() -> None:

@@ -165,3 +165,19 @@ def test_debian_documentation(tmp_path: Path) -> None:
     (package / "copyright").write_text("Format: x\n\nFiles: a\nLicense: MIT\n\nFiles: *\nLicense: GPL-2+\n text\n")
     found = documents(tmp_path / "doc", "doc")
     assert [(each.text, each.licence) for each in found] == [("Read me.", "GPL-2+")]
+
+
+def test_a_limit_below_the_first_document_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * 20)
+    with pytest.raises(DataError, match=r"limit_bytes 10 is less than its first document, a\.txt of 20 bytes"):
+        documents(tmp_path, "text", limit_bytes=10)
+
+
+def test_a_package_with_unreadable_metadata_has_the_licence_of_the_source(tmp_path: Path) -> None:
+    for name, author in (("old", b"Andr\xe9"), ("new", "André".encode())):
+        (tmp_path / f"{name}.py").write_text("x = 1\n")
+        information = tmp_path / f"{name}-1.dist-info"
+        information.mkdir()
+        information.joinpath("METADATA").write_bytes(b"License-Expression: MPL-2.0\nAuthor: " + author + b"\n")
+        information.joinpath("RECORD").write_text(f"{name}.py,,\n")
+    assert {each.name: each.licence for each in documents(tmp_path, "source")} == {"old.py": "MIT", "new.py": "MPL-2.0"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tapwater
 
-ROOT = Path(tapwater.__path__[0])
+ROOT = Path(str(tapwater.__file__)).parent  # an editable installation has built files elsewhere
 
 
 def imported(path: Path) -> set[str]:

@@ -60,7 +60,7 @@ def test_stages_go_round_or_down_and_up() -> None:
         (WIDE, ParallelSection(pp=6), r"6 stages, the model has only 5 layers"),
         (WIDE, ParallelSection(pp=2, stages_per_process=2), "1f1b has 1 stage per process"),
         (WIDE, ParallelSection(pp=2, schedule="interleaved"), "at least 2, got 1"),
-        (WIDE, ParallelSection(pp=1, schedule="zbv", stages_per_process=3), "zbv has 2 stages"),
+        (WIDE, ParallelSection(pp=2, schedule="zbv", stages_per_process=3), "zbv has 2 stages"),
         (AHEAD, ParallelSection(pp=2), "multi-token prediction"),
         (TIED, ParallelSection(pp=2), "tie_word_embeddings"),
     ],

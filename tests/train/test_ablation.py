@@ -39,9 +39,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def make_ablation(corpus: Corpus, directory: Path, **budget: object) -> AblationConfig:
-    asked = {"base": "base.toml", "directory": str(directory), "seeds": 2, "steps": 6, **budget}
-    base = make_config(corpus, directory / "base", checkpoint={"every_steps": 2})
-    dense = make_config(corpus, directory / "base", checkpoint={"every_steps": 2}, model=DENSE)
+    asked = {"base": "base.toml", "directory": str(directory), "seeds": 2, "steps": 4, **budget}
+    brief = {"checkpoint": {"every_steps": 2}, "evaluation": {"sequences": 1}}
+    base = make_config(corpus, directory / "base", **brief)
+    dense = make_config(corpus, directory / "base", **brief, model=DENSE)
     return AblationConfig(BudgetSection(**asked), base, (Variant("moe", base), Variant("dense", dense)))
 
 
@@ -66,7 +67,7 @@ def test_an_interrupted_ablation_goes_on_and_says_what_it_found(
     ablation = make_ablation(corpus, tmp_path)
     world, out = join(ParallelSection()), Console(file=io.StringIO(), width=200)
     plan = settle(ablation, ablation.variants, corpus, world)
-    with Stop(out, plan, tmp_path, 2, after=9) as bars:
+    with Stop(out, plan, tmp_path, 2, after=6) as bars:
         assert not run_all(plan, tmp_path, 2, corpus, world, RENT, bars)
     part = collect(plan, tmp_path, 2, None, RENT)
     assert [each.name for each in part.results] == ["moe"] and part.unfinished == ["dense"]
@@ -86,7 +87,7 @@ def test_an_interrupted_ablation_goes_on_and_says_what_it_found(
     assert moe.loss.n == dense.loss.n == 2 and moe.loss.seeds[0] != moe.loss.seeds[1]
     worst = max(results.results, key=lambda each: each.loss.mean)
     assert results.target_loss == pytest.approx(worst.loss.mean)
-    assert worst.reached is not None and worst.reached.tokens == pytest.approx(worst.tokens)
+    assert worst.reached is not None and 0 < worst.reached.tokens <= worst.tokens
     # a seed is the same text for all: the same tokens in the same order
     assert [json.loads((tmp_path / name / "seed-1" / "run.json").read_text())["config"]["train"]["seed"]
             for name in ("moe", "dense")] == [4, 4]  # fmt: skip

@@ -10,9 +10,10 @@ import torch
 
 from tapwater.checkpoint import load_hf
 from tapwater.data.corpus import Corpus
-from tapwater.errors import ConfigError, TrainingError
+from tapwater.errors import CheckpointError, ConfigError, DataError, TrainingError
 from tapwater.model import Sequences
 from tapwater.train.metrics import read_evaluations, read_steps
+from tiny_corpus import random_documents, write_corpus
 from training import MOE, make_config, make_corpus, make_run
 
 EXACT = (
@@ -89,18 +90,22 @@ def test_training_learns_what_repeats(corpus: Corpus, tmp_path: Path):
     assert losses[-1] < losses[0] - 0.3
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("recomputation", ["selective", "full"])
-def test_recomputation_changes_no_number(recomputation: str, corpus: Corpus, tmp_path: Path):
+def test_recomputation_changes_no_number(recomputation: str, precision: str, corpus: Corpus, tmp_path: Path):
     kept, again = tmp_path / "kept", tmp_path / "again"
-    make_run(make_config(corpus, kept, train={"steps": 3}), corpus).train()
-    make_run(make_config(corpus, again, train={"steps": 3, "recomputation": recomputation}), corpus).train()
+    train = {"steps": 3, "precision": precision}
+    make_run(make_config(corpus, kept, train=train), corpus).train()
+    make_run(make_config(corpus, again, train={**train, "recomputation": recomputation}), corpus).train()
     assert curve(again) == curve(kept)
 
 
-def test_micro_batches_add_up_to_the_batch(corpus: Corpus, tmp_path: Path):
+@pytest.mark.parametrize("model", [{}, V3], ids=["V2", "V3 with multi-token prediction"])
+def test_micro_batches_add_up_to_the_batch(model: dict, corpus: Corpus, tmp_path: Path):
     runs = {}
     for micro in (1, 4):
-        run = make_run(make_config(corpus, tmp_path / str(micro), batch={"micro_sequences": micro}), corpus)
+        config = make_config(corpus, tmp_path / str(micro), batch={"micro_sequences": micro}, model=model)
+        run = make_run(config, corpus)
         losses = run.step.forward_backward(run.loader.draw(4), 0)
         runs[micro] = losses, {name: each.grad for name, each in run.masters.named.items()}
     torch.testing.assert_close(vars(runs[1][0]), vars(runs[4][0]))
@@ -165,6 +170,117 @@ def test_other_settings_do_not_go_on(corpus: Corpus, tmp_path: Path):
     make_run(config, corpus)
     with pytest.raises(TrainingError, match=r"optimizer\.lr"):
         make_run(make_config(corpus, tmp_path / "run", optimizer={"lr": 0.5}), corpus)
+
+
+def test_an_interruption_in_a_step_that_is_saved_anyway_saves_it_once(corpus: Corpus, tmp_path: Path):
+    run = make_run(make_config(corpus, tmp_path / "run"), corpus)
+    step = run.step.run
+
+    def interrupted(*arguments):
+        if run.number == 3:  # the fourth step, of which there is a checkpoint in any case
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    run.step.run = interrupted
+    stopped = run.train()
+    assert stopped.is_interrupted and stopped.step == 4
+    assert run.store.latest().step == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"steps": 9}, "steps 9"), ({"precision": "bf16"}, "precision bf16"),
+                           ({"steps": None, "minutes": 1.0}, r"minutes 1\.0")],
+)  # fmt: skip
+def test_another_length_or_precision_is_refused_on_the_way(settings: dict, said: str, corpus: Corpus, tmp_path: Path):
+    make_run(make_config(corpus, tmp_path / "run"), corpus)
+    with pytest.raises(TrainingError, match=rf"began with 8 steps in float32; train\.{said} cannot"):
+        make_run(make_config(corpus, tmp_path / "run", train=settings), corpus)
+
+
+@pytest.mark.parametrize("text", ['{"config": ', "{}", "[]", '{"precision": "fp8", "total_steps": 8, "config": {}}'])
+def test_a_damaged_run_file_is_refused(text: str, corpus: Corpus, tmp_path: Path):
+    config = make_config(corpus, tmp_path / "run")
+    make_run(config, corpus)
+    (tmp_path / "run" / "run.json").write_text(text)
+    with pytest.raises(TrainingError, match=r"run\.json.*put it back as it was"):
+        make_run(config, corpus)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "export"])
+def test_what_is_of_no_known_run_is_not_taken_for_one(name: str, corpus: Corpus, tmp_path: Path):
+    kept = tmp_path / "run" / name / "kept"
+    kept.mkdir(parents=True)
+    with pytest.raises(TrainingError, match=rf"{name}: exists, and no run\.json"):
+        make_run(make_config(corpus, tmp_path / "run"), corpus)
+    assert kept.is_dir()
+
+
+def test_a_damaged_checkpoint_is_an_error_and_not_a_run_from_the_start(corpus: Corpus, tmp_path: Path):
+    config = make_config(corpus, tmp_path / "run", checkpoint={"keep_last": 1}, train={"steps": 2})
+    make_run(config, corpus).train()
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (shard,) = (tmp_path / "run" / "checkpoints").glob("step-*/__0_0.distcp")
+    os.truncate(shard, 100)
+    with pytest.raises(CheckpointError, match=r"has 100 bytes.*remove that checkpoint to begin again"):
+        make_run(config, corpus).train()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
+
+
+SPIKES = {"window": 2, "patience": 1}
+
+
+@pytest.mark.parametrize("lost", ["gradient", "weights"])
+def test_lost_weights_are_never_saved(lost: str, corpus: Corpus, tmp_path: Path):
+    """A step whose loss is a number can leave weights that are none: its gradient or held-out text show it."""
+    config = make_config(corpus, tmp_path / "run", spikes=SPIKES, checkpoint={"every_steps": 2})
+    run = make_run(config, corpus)
+    name = "_clip" if lost == "gradient" else "_move_biases"  # before and after the optimizer's step
+    method, called = getattr(run.step, name), []
+
+    def poisoned(*arguments):
+        found = method(*arguments)
+        called.append(1)
+        if len(called) == 4:  # a step with an evaluation and a checkpoint
+            with torch.no_grad():
+                run.model.norm.weight.fill_(float("nan"))
+        return float("nan") if lost == "gradient" and len(called) == 4 else found
+
+    setattr(run.step, name, poisoned)
+    assert run.train().step == 8
+    assert len(called) == 10  # four, then three to eight again from step 2
+    assert all(each.isfinite().all() for each in weights(tmp_path / "run").values())
+
+
+def test_spikes_may_be_looked_for_once_there_was_one(corpus: Corpus, tmp_path: Path):
+    def train(**sections):
+        run = make_run(make_config(corpus, tmp_path / "run", **sections), corpus)
+        step = run.step.run
+        first = run.loader.draw(24).tokens_BS[20:].tobytes()  # of the sixth step
+        run.loader = make_run(make_config(corpus, tmp_path / "run", **sections), corpus).loader
+
+        def poisoned(batch, share, number):
+            if batch.tokens_BS.tobytes() == first:
+                with torch.no_grad():
+                    run.model.norm.weight.fill_(float("nan"))
+            return step(batch, share, number)
+
+        run.step.run = poisoned
+        return run.train()
+
+    with pytest.raises(TrainingError, match=r"step 6: .* set spikes\.window"):
+        train()
+    assert train(spikes=SPIKES).step == 8
+
+
+def test_evaluations_that_cannot_be_are_refused_before_the_first_step(corpus: Corpus, tmp_path: Path):
+    texts = {"code": random_documents(8, 20, 0, 300)}
+    long = write_corpus(tmp_path / "long", texts, {"code": [list(range(2, 90))]}, 300)
+    with pytest.raises(DataError, match="no held-out document of code fits 2 rows"):
+        make_run(make_config(long, tmp_path / "run", evaluation={"sequences": 2}), long)
+    assert not (tmp_path / "run").exists()
+    untested = write_corpus(tmp_path / "untested", texts, {}, 300)
+    with pytest.raises(ConfigError, match="has no held-out documents"):
+        make_run(make_config(untested, tmp_path / "run"), untested)
 
 
 def test_a_vocabulary_too_small_is_refused(corpus: Corpus, tmp_path: Path):

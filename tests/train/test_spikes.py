@@ -61,7 +61,7 @@ def test_a_loss_that_is_no_number_is_a_spike_at_once(loss: float) -> None:
     assert not detector.observe(0, 11.0)
     assert detector.observe(1, loss)
     assert detector.started == 1
-    with pytest.raises(TrainingError, match="step 1: the loss is"):
+    with pytest.raises(TrainingError, match="step 1: the loss, its gradient or held-out text gave"):
         SpikeDetector(SpikeSection()).observe(1, loss)
 
 

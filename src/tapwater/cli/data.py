@@ -120,10 +120,11 @@ def _write_page(directory: Path) -> None:
     from tapwater.cli.data_report import corpus_report
     from tapwater.cli.output import check_page
     from tapwater.data.corpus import Corpus
+    from tapwater.data.replacing import replace_text
 
     path = directory / PAGE
     check_page(path, "report")
-    path.write_text(corpus_report(Corpus.open(directory)), encoding="utf-8")
+    replace_text(path, corpus_report(Corpus.open(directory)))
     _note(f"report: {path}")
 
 

@@ -187,6 +187,8 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if not self.directory:
             raise ConfigError("directory is empty")
+        if Path(self.directory).name in ("", ".."):
+            raise ConfigError(f"directory must end in a name, that of the corpus, got {self.directory!r}")
         if not self.sources:
             raise ConfigError("sources is empty: a corpus needs at least one [[sources]] table")
         names = Counter(source.name for source in self.sources)

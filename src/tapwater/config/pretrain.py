@@ -138,6 +138,10 @@ class ParallelSection:
         _between(self, 1, 2**20, "dp", "ep", "pp", "stages_per_process")
         if self.dp % self.ep:
             raise ConfigError(f"ep {self.ep} does not divide dp {self.dp}")
+        if self.pp == 1 and (self.schedule != "1f1b" or self.stages_per_process != 1):
+            raise ConfigError(
+                f"schedule {self.schedule} with stages_per_process {self.stages_per_process} needs pp of at least 2"
+            )
 
     @property
     def processes(self) -> int:
@@ -212,6 +216,7 @@ class TrainSection:
             _between(self, 1, 2**40, "steps")
         if self.minutes is not None and not 0 < self.minutes < inf:
             raise ConfigError(f"train: minutes must be above 0, got {self.minutes}")
+        _between(self, 0, 2**31 - 1, "seed")
         _between(self, 0, 1024, "threads")
         if not 0 <= self.mtp_weight < inf:
             raise ConfigError(f"train: mtp_weight must be at least 0, got {self.mtp_weight}")

@@ -25,6 +25,7 @@ from tapwater.data.fim import FIM_TOKENS, FimIds
 from tapwater.data.manifest import Split
 from tapwater.data.ngram import NGrams
 from tapwater.data.permutation import shuffled
+from tapwater.data.replacing import replace_text
 from tapwater.errors import ConfigError, DataError
 from tapwater.text import Tokenizer
 
@@ -32,6 +33,7 @@ NAME = "baselines.json"
 LEVEL = 19
 DICTIONARY_BYTES = 112_640  # the default of the zstd command
 PREFIX_BYTES = 2**23
+MAGIC_BYTES = 4  # with which every frame begins
 TRAINING_BYTES = 2**25  # of a source: text that is counted; 3 GB of memory for 55 MB
 HELDOUT_BYTES = 2**22  # of a source: text that is scored
 TUNING_BYTES = 2**22
@@ -112,7 +114,7 @@ class _Reader:
 
 
 def _zstd(training: Sequence[bytes], heldout: Sequence[bytes]) -> dict[str, tuple[float, str]]:
-    """Bits of each method. A frame without checksum and size is all a reader needs."""
+    """Bits of each method. A frame without magic number, size, dictionary's id and checksum is all a reader needs."""
     text = b"".join(heldout)
     samples = [part[at : at + 2**17] for part in training for at in range(0, len(part), 2**17)]
     try:
@@ -120,17 +122,19 @@ def _zstd(training: Sequence[bytes], heldout: Sequence[bytes]) -> dict[str, tupl
         about = f"level {LEVEL}, dictionary of {len(trained.as_bytes()):,} bytes"
     except zstandard.ZstdError:  # too little text to train one
         trained, about = None, f"level {LEVEL}, too little text for a dictionary"
-    packer = zstandard.ZstdCompressor(LEVEL, trained, write_content_size=False)
+    packer = zstandard.ZstdCompressor(LEVEL, trained, write_content_size=False, write_dict_id=False)
     prefix = b"".join(training)[-PREFIX_BYTES:]
     window = max(10, (len(prefix) + len(text)).bit_length())
-    setting = zstandard.ZstdCompressionParameters.from_level(LEVEL, window_log=min(27, window), write_content_size=0)
+    setting = zstandard.ZstdCompressionParameters.from_level(
+        LEVEL, window_log=min(27, window), write_content_size=0, write_dict_id=0
+    )
     before = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     prefixed = zstandard.ZstdCompressor(dict_data=before, compression_params=setting)
     return {
-        "zstd, each": (8.0 * sum(len(packer.compress(each)) for each in heldout), about),
-        "zstd, whole": (8.0 * len(packer.compress(text)), about),
+        "zstd, each": (8.0 * sum(len(packer.compress(each)) - MAGIC_BYTES for each in heldout), about),
+        "zstd, whole": (8.0 * (len(packer.compress(text)) - MAGIC_BYTES), about),
         "zstd, prefixed": (
-            8.0 * len(prefixed.compress(text)),
+            8.0 * (len(prefixed.compress(text)) - MAGIC_BYTES),
             f"level {LEVEL}, after {len(prefix):,} bytes of training",
         ),
     }
@@ -179,9 +183,9 @@ def uniform_bits(corpus: Corpus, source: str) -> float:
 
 
 def write_baselines(corpus: Corpus, found: Sequence[Baseline]) -> None:
-    """Keep the figures beside the corpus, for its report."""
+    """Keep the figures beside the corpus, for its report; DataError when they cannot be written."""
     text = json.dumps([asdict(each) for each in found], ensure_ascii=False, indent=2)
-    (corpus.path / NAME).write_text(text + "\n", encoding="utf-8")
+    replace_text(corpus.path / NAME, text + "\n")
 
 
 def read_baselines(corpus: Path) -> list[Baseline]:

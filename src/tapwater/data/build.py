@@ -11,9 +11,11 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from tapwater.config.corpus import CorpusConfig
-from tapwater.data.clean import Cleaned, clean
+from tapwater.data.clean import Cleaned, clean, room
 from tapwater.data.document import Document
 from tapwater.data.encode import Encoder, ToEncode
+from tapwater.data.lock import NAME as LOCK
+from tapwater.data.lock import locked
 from tapwater.data.manifest import (
     FORMAT,
     NAME,
@@ -36,7 +38,7 @@ TALLY = "tally.json"  # what became of every document, with samples
 BATCH_CHARS = 4_000_000  # encoded at a time
 PROBES = 200  # documents by which tokenizer libraries are compared
 _HELDOUT, _SAMPLE = 1, 2  # draws of one document that are independent of each other
-_OWN = {"work", "tokenizer", *SPLITS, TALLY, NAME}  # what a build may have left behind
+_OWN = {"work", "tokenizer", *SPLITS, TALLY, NAME, LOCK}  # what a build may have left behind
 
 Progress = Callable[[str, int, int], None]  # stage, documents, bytes of text
 
@@ -51,23 +53,33 @@ def build(config: CorpusConfig, progress: Progress) -> Path:
     """Build the corpus `config` describes and return its directory, which appears whole.
 
     An interrupted build left `<directory>.partial` behind; it is removed and all is done again. DataError when the
-    directory is there already, when no document is kept, or when fill-in-the-middle is asked of a tokenizer without its
-    marks.
+    directory is there already, when another process builds it, when no document is kept, or when fill-in-the-middle is
+    asked of a tokenizer without its marks.
     """
     directory, partial = Path(config.directory), partial_directory(config)
     config = replace(config, directory=str(directory))  # without a slash at its end
     if directory.exists():
         raise DataError(f"{directory}: is there already; remove it or give another directory=")
-    _clear(partial)
-    partial.mkdir(parents=True)
+    with room(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+    with room(partial), locked(partial):
+        _clear(partial)
+        _fill(partial, config, progress)
+        (partial / LOCK).unlink()
+        partial.rename(directory)
+    return directory
+
+
+def _fill(partial: Path, config: CorpusConfig, progress: Progress) -> None:
+    if config.tokenizer.reuse is not None:  # before hours go into the text
+        reuse_tokenizer(Path(config.tokenizer.reuse), partial / "tokenizer")
+        _open_encoder(config, partial, [])
     cleaned = clean(config, progress)
     if not cleaned.tally.total(KEPT)[0]:
-        raise DataError(f"{directory}: no document of the sources is kept: {_dropped(cleaned)}")
-    _make_tokenizer(config, cleaned, partial / "tokenizer", progress)
-    encoder = Encoder.open(partial / "tokenizer", [each.text for each in islice(cleaned, PROBES)])
-    rearranging = config.fim.rate > 0 and any(each.fim for each in config.sources)
-    if rearranging and encoder.fim is None:
-        raise DataError("fim: the reused tokenizer has no fill-in-the-middle tokens; set fim.rate=0 or train one")
+        raise DataError(f"{config.directory}: no document of the sources is kept: {_dropped(cleaned)}")
+    if config.tokenizer.vocab_size is not None:
+        train_tokenizer(_sample(config, cleaned, progress), config.tokenizer.vocab_size, partial / "tokenizer")
+    encoder = _open_encoder(config, partial, [each.text for each in islice(cleaned, PROBES)])
     sources = _write_shards(config, cleaned, encoder, partial, progress)
     (partial / TALLY).write_text(json.dumps(cleaned.tally.as_json(), ensure_ascii=False) + "\n", encoding="utf-8")
     cleaned.remove()
@@ -83,8 +95,6 @@ def build(config: CorpusConfig, progress: Progress) -> Path:
         config=asdict(config),
     )
     write_manifest(partial, manifest)
-    partial.rename(directory)
-    return directory
 
 
 def key_of(document: Document) -> int:
@@ -99,12 +109,14 @@ def split_of(key: int, share: float, seed: int) -> Split:
 
 
 def _clear(partial: Path) -> None:
-    if not partial.exists():
-        return
     foreign = [each.name for each in partial.iterdir() if each.name not in _OWN]
     if foreign:
         raise DataError(f"{partial}: holds {foreign[0]}, which no build made; remove it or give another directory=")
-    shutil.rmtree(partial)
+    for each in partial.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each)
+        elif each.name != LOCK:
+            each.unlink()
 
 
 def _dropped(cleaned: Cleaned) -> str:
@@ -112,13 +124,12 @@ def _dropped(cleaned: Cleaned) -> str:
     return ", ".join(f"{cleaned.tally.total(each)[0]} {each}" for each in sorted(reasons)) or "none was found"
 
 
-def _make_tokenizer(config: CorpusConfig, cleaned: Cleaned, directory: Path, progress: Progress) -> None:
-    if config.tokenizer.reuse is not None:
-        reuse_tokenizer(Path(config.tokenizer.reuse), directory)
-    else:
-        assert config.tokenizer.vocab_size is not None
-        texts = _sample(config, cleaned, progress)
-        train_tokenizer(texts, config.tokenizer.vocab_size, directory)
+def _open_encoder(config: CorpusConfig, partial: Path, probes: Sequence[str]) -> Encoder:
+    encoder = Encoder.open(partial / "tokenizer", probes)
+    rearranging = config.fim.rate > 0 and any(each.fim for each in config.sources)
+    if rearranging and encoder.fim is None:
+        raise DataError("fim: the reused tokenizer has no fill-in-the-middle tokens; set fim.rate=0 or train one")
+    return encoder
 
 
 def _sample(config: CorpusConfig, cleaned: Cleaned, progress: Progress) -> Iterator[str]:

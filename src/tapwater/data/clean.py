@@ -17,6 +17,7 @@ from tapwater.config.corpus import CorpusConfig, FilterSection, SourceSection
 from tapwater.data.decontamination import Decontamination
 from tapwater.data.document import Document
 from tapwater.data.duplicates import EXACT, NEAR, UNIQUE, DuplicateIndex
+from tapwater.data.files import check_paths
 from tapwater.data.filters import judge
 from tapwater.data.language import ProseLanguage
 from tapwater.data.normalise import normalise_all
@@ -58,9 +59,11 @@ def clean(config: CorpusConfig, progress: Progress) -> Cleaned:
     """
     work = Path(f"{config.directory}.partial") / "work"
     tally = Tally()
-    with _room(work):
+    with room(work):
         shutil.rmtree(work, ignore_errors=True)  # of a build that was stopped
         work.mkdir(parents=True)
+        for source in config.sources:  # what is wrong of the last is said before hours go into the first
+            check_paths(source)
         decontamination = Decontamination(config.decontamination)
         with Spool(_spool(work)) as spool, DuplicateIndex(work, config.duplicates) as index:
             for batch in _filtered(config, tally, progress):
@@ -151,7 +154,8 @@ def _check_left(source: SourceSection, tally: Tally) -> None:
 
 
 @contextmanager
-def _room(work: Path) -> Iterator[None]:
+def room(work: Path) -> Iterator[None]:
+    """What the system says of files while a corpus is built is a DataError."""
     try:
         yield
     except OSError as error:

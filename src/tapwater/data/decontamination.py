@@ -6,6 +6,7 @@ found as a whole when it has `_FEWEST` or more; below, it would match by chance.
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from tapwater.config.corpus import DecontaminationSection
 from tapwater.data.files import suffix_of, unpacked
+from tapwater.data.normalise import normalise
 from tapwater.data.words import Runs, hash_blocks, hash_ngrams, hash_words
 from tapwater.errors import DataError
 
@@ -33,7 +35,7 @@ class Decontamination:
         grams: dict[int, list[NDArray[np.uint64]]] = {}
         blocks: dict[int, list[NDArray[np.uint64]]] = {}
         for file in config.files:
-            for words in _words_of(Path(file)):
+            for words in _words_of(Path(file), min(_FEWEST, config.ngram_words)):
                 for length, rows in _rows_of(words, config.ngram_words):
                     grams.setdefault(length, []).append(hash_ngrams(rows, length).hashes)
                     blocks.setdefault(length, []).append(hash_ngrams(rows, _block(length)).hashes)
@@ -84,19 +86,24 @@ def _rows_of(words: Runs, length: int) -> Iterator[tuple[int, Runs]]:
             yield size, words.chosen(sizes == size)
 
 
-def _words_of(path: Path) -> Iterator[Runs]:
-    rows: list[bytes] = []
-    found = False
-    for row in _rows(path):
-        rows.append(row.encode())
-        found = True
-        if len(rows) == _ROWS_AT_ONCE:
-            yield hash_words(rows)
-            rows = []
-    if not found:
+def _words_of(path: Path, fewest: int) -> Iterator[Runs]:
+    most = -1
+    rows = _rows(path)
+    while batch := [_spelt_as_documents(row) for row in islice(rows, _ROWS_AT_ONCE)]:
+        words = hash_words(batch)
+        most = max(most, int(np.diff(words.offsets).max()))
+        yield words
+    if most < 0:
         raise DataError(f"decontamination: {path} holds no text")
-    if rows:
-        yield hash_words(rows)
+    if most < fewest:
+        raise DataError(
+            f"decontamination: no text of {path} has {fewest} words, too few to be recognised; leave it out"
+        )
+
+
+def _spelt_as_documents(row: str) -> bytes:
+    """JSON can spell half of a surrogate pair, which no document holds: it ends a word."""
+    return normalise(row.encode(errors="replace").decode()).encode()
 
 
 def _rows(path: Path) -> Iterator[str]:

@@ -10,15 +10,21 @@ _LONGEST_NAME = 60  # the field License often holds the whole text
 
 
 def file_licences(paths: Sequence[str]) -> dict[str, str]:
-    """Absolute path -> licence of every file that a package installed under one of these directories lists."""
+    """Absolute path -> licence of every file that a package installed under one of these directories lists.
+
+    A package whose metadata is not UTF-8 is left out.
+    """
     licences: dict[str, str] = {}
     for path in paths:
         directory = Path(path).absolute()
         if not any(directory.glob("*.dist-info")):
             continue
         for distribution in distributions(path=[str(directory)]):
-            licence = licence_of(distribution.metadata)
-            record = (distribution.read_text("RECORD") or "").splitlines()  # `.files` makes slow objects of it
+            try:
+                licence = licence_of(distribution.metadata)
+                record = (distribution.read_text("RECORD") or "").splitlines()  # `.files` makes slow objects of it
+            except UnicodeDecodeError:  # of an old package: what its files say, nobody can read
+                continue
             licences |= {f"{directory}/{row[0]}": licence for row in csv.reader(record) if row}
     return licences
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tapwater.data.fim import FIM_TOKENS, FimIds, Ids, arrange, is_chosen, split_text
 from tapwater.errors import DataError
-from tapwater.text.files import read_tokenizer_files
+from tapwater.text.files import TokenizerFiles, read_tokenizer_files
 
 
 class Backend(Protocol):
@@ -38,10 +38,10 @@ class _Tokenizers:
 class _Fastokens:
     name = "fastokens"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
         import fastokens
 
-        self._backend = fastokens.Tokenizer.from_file(str(path))
+        self._backend = fastokens.Tokenizer.from_json_str(backend.to_str())
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         ids, offsets = self._backend.encode_batch_flat(list(texts), split_special_tokens=True)
@@ -75,14 +75,15 @@ class Encoder:
         files = read_tokenizer_files(directory)
         if files.bos_token_id is None or not files.eos_token_ids:
             raise DataError(f"{directory}: the tokenizer has no BOS or no EOS token")
-        files.backend.encode_special_tokens = True
         files.backend.no_truncation()
         files.backend.no_padding()
+        controls = _mark_controls(files)
+        files.backend.encode_special_tokens = True
         marks = [files.backend.token_to_id(token) for token in FIM_TOKENS]
         begin, hole, end = marks
         fim = None if begin is None or hole is None or end is None else FimIds(begin, hole, end)
         size = 1 + max(files.backend.get_vocab(with_added_tokens=True).values())
-        backend = _fastest(directory / "tokenizer.json", _Tokenizers(files.backend), [*probes, *FIM_TOKENS])
+        backend = _fastest(files.backend, [*probes, *controls, *FIM_TOKENS])
         return cls(backend, files.bos_token_id, files.eos_token_ids[0], fim, size)
 
     def encode(self, documents: Sequence[ToEncode], seed: int) -> list[tuple[NDArray[np.int64], bool]]:
@@ -112,11 +113,29 @@ class Encoder:
         return self.fim
 
 
-def _fastest(path: Path, reference: _Tokenizers, probes: Sequence[str]) -> Backend:
+def _mark_controls(files: TokenizerFiles) -> list[str]:
+    """The strings of control tokens, all of them marked special, so that text is never encoded as one.
+
+    DeepSeek's tokenizers do not mark those of infilling, nor those of turns, which their chat templates name.
+    """
+    template = files.chat_template or ""
+    controls = [
+        token for token in files.backend.get_added_tokens_decoder().values()
+        if token.special or token.content in FIM_TOKENS
+        or (token.content in template and len(token.content) > 1 and not token.content.isspace())
+    ]  # fmt: skip
+    for token in controls:
+        token.special = True
+    files.backend.add_special_tokens(controls)
+    return [token.content for token in controls]
+
+
+def _fastest(backend: tokenizers.Tokenizer, probes: Sequence[str]) -> Backend:
+    reference = _Tokenizers(backend)
     if find_spec("fastokens") is None:
         return reference
     try:
-        fast = _Fastokens(path)
+        fast = _Fastokens(backend)
     except (ValueError, RuntimeError):  # a part of the tokenizer that it does not know
         return reference
     same = all(

@@ -51,6 +51,12 @@ def files_of(source: SourceSection, suffixes: tuple[str, ...], seed: int, tally:
             tally.drop_file(source.name, name, 0, "not_a_file")
 
 
+def check_paths(source: SourceSection) -> None:
+    """DataError for a path that is not there."""
+    for path in source.paths:
+        _expand(path, source.name)
+
+
 def _expand(path: str, name: str) -> list[str]:
     matches = [path]
     if glob.has_magic(path) and not Path(path).exists():

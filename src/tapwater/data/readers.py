@@ -28,6 +28,11 @@ def read(source: SourceSection, max_chars: int, seed: int, tally: Tally) -> Iter
         num_documents += 1
         num_bytes += document.num_bytes
         if source.limit_bytes is not None and num_bytes > source.limit_bytes:
+            if num_documents == 1:
+                raise DataError(
+                    f"source {source.name}: limit_bytes {source.limit_bytes} is less than its first document, "
+                    f"{document.name} of {num_bytes} bytes; raise it"
+                )
             return
         yield document
     if num_documents == 0:

@@ -24,6 +24,17 @@ class Balance:
     undropped_T: Tensor | None = None
     row_lengths: tuple[int, ...] | None = None
 
+    def ahead(self, lengths: Sequence[int], depth: int) -> "Balance":
+        """The same of the tokens that have one `depth` ahead in their own sequence, of `lengths` tokens."""
+        undropped_T, row_lengths = self.undropped_T, self.row_lengths
+        if undropped_T is not None:
+            undropped_T = torch.cat([part[:-depth] for part in undropped_T.split(list(lengths))])
+        if row_lengths is not None:  # sequences lie within rows; a row of which nothing is left is none
+            counted = torch.cat([torch.arange(length) < length - depth for length in lengths])
+            left = [int(part.sum()) for part in counted.split(list(row_lengths))]
+            row_lengths = tuple(length for length in left if length)
+        return Balance(self.config, undropped_T, row_lengths)
+
 
 @dataclass(frozen=True)
 class BalanceLosses:

@@ -1,6 +1,6 @@
 """The one model definition: it trains, scores and serves every architecture of the family."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -164,9 +164,8 @@ class Transformer(nn.Module):
             previous_TD = torch.cat([part[:-1] for part in hidden_TD.split(previous)])
             embedded_TD = self.embed_tokens(torch.cat([part[depth:] for part in tokens_T.split(lengths)]))
             rows_balance = balance
-            if balance is not None and balance.undropped_T is not None:
-                kept_T = torch.cat([part[:-depth] for part in balance.undropped_T.split(lengths)])
-                rows_balance = replace(balance, undropped_T=kept_T)
+            if balance is not None:
+                rows_balance = balance.ahead(lengths, depth)
             turned = rotation(self.config, rows.positions())
             hidden_TD, loss = module(embedded_TD, previous_TD, turned, rows, rows_balance)
             found.append(Ahead(rows, Output(hidden_TD, sum_losses([loss]) if loss else None)))

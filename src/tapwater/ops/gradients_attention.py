@@ -45,8 +45,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_THv: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
-        inputs = (*ctx.saved_tensors, dy_THv)
-        outputs = tuple(torch.empty_like(each, memory_format=torch.contiguous_format) for each in ctx.saved_tensors)
+        saved = ctx.saved_tensors  # once: where they are computed again they are given out once
+        inputs = (*saved, dy_THv)
+        outputs = tuple(torch.empty_like(each, memory_format=torch.contiguous_format) for each in saved)
         heads = inputs[0].shape[1]
         for start, length, count in reference.runs(ctx.lengths):
             block = min(length, QUERIES)

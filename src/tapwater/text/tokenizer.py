@@ -151,7 +151,8 @@ class Tokenizer:
         }
         generation = {"bos_token_id": self.bos_token_id, "eos_token_id": list(self.eos_token_ids) or None}
         directory.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(directory / "tokenizer.json"))
+        # its own `save` raises a bare Exception on a full disk
+        (directory / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         _write_json(directory / "tokenizer_config.json", config)
         _write_json(directory / "generation_config.json", generation)
 

@@ -5,6 +5,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from decimal import Decimal
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,27 @@ from rich.console import Console
 
 from tapwater.checkpoint.export import CHECKPOINTS, TOKENIZER, export
 from tapwater.checkpoint.store import Store
+from tapwater.checkpoint.store_manifest import list_checkpoints
 from tapwater.checkpoint.train_state import random_state, restore_random_state
 from tapwater.config import PretrainConfig
 from tapwater.cost.counts import training_flops_per_token
 from tapwater.data.batch import Batch
 from tapwater.data.corpus import Corpus
 from tapwater.data.loader import Loader
-from tapwater.errors import TrainingError
+from tapwater.errors import CheckpointError, TrainingError
 from tapwater.parallel import Pipeline, World, part_of_model, shard, sharded_names
 from tapwater.train.evaluate import evaluation
 from tapwater.train.heldout import Scorer
 from tapwater.train.infills import Infills
 from tapwater.train.interrupt import Interrupt
 from tapwater.train.masters import Masters
-from tapwater.train.metrics import Evaluation, MetricsLog, StepMetrics
+from tapwater.train.metrics import STEPS, Evaluation, MetricsLog, StepMetrics
 from tapwater.train.optim import Optimizers
 from tapwater.train.probe import matmul_peak
 from tapwater.train.schedule import learning_rate_share, sequences_at
 from tapwater.train.setup import check_corpus, check_memory, choose_precision, seconds_of, starting_weights
 from tapwater.train.spikes import SpikeDetector
-from tapwater.train.state import check_same, plain, tensors_of
+from tapwater.train.state import check_same, check_settled, plain, read_settled, tensors_of
 from tapwater.train.step import Step, Trained
 from tapwater.train.tensorboard import TensorBoard
 from tapwater.train.view import Progress, View
@@ -74,6 +76,8 @@ class Run:
         if config.parallel.pp > 1:
             tokens = config.batch.micro_sequences * config.data.sequence_length
             pipeline = Pipeline(self.model, world, tokens, self.precision)
+            rows = {sequences_at(step, config.batch, self._per_round) for step in range(config.batch.ramp_steps + 1)}
+            pipeline.check(sorted(each // self._per_round for each in rows))
         else:
             shard(self.model, world, self.precision)
         self.masters = Masters(self.model, self.precision, sharded_names(self.model))
@@ -90,6 +94,7 @@ class Run:
         self.total_steps: int = began["total_steps"] if began else self._steps()
         learning_rate_share(0, self.total_steps, config.schedule)  # refuses what cannot be scheduled
         self.number = 0  # finished steps
+        self._saved: int | None = None  # of which there is a checkpoint
         self.tokens = 0
         self.elapsed_s = 0.0
         self.evaluated: Evaluation | None = None
@@ -101,7 +106,11 @@ class Run:
 
         `view` is shown every step instead of the run's own view.
         """
-        saved = self.store.latest()
+        listing = list_checkpoints(self.store.directory)
+        saved = listing.latest()
+        if listing.incomplete:  # saves and removals are never seen in part: it was damaged later
+            back = "begin again" if saved is None else f"go on from step {saved.step}"
+            raise CheckpointError(f"{listing.incomplete[0]}; remove that checkpoint to {back}")
         if saved is not None:
             self._restore(saved.step, skip_data=False)
             self._note(f"resumed at step {self.number} of {self.total_steps}")
@@ -114,9 +123,10 @@ class Run:
             self._board = TensorBoard(self.directory, self.number) if self.world.is_first else None
             try:
                 stopped = self._steps_until_end(interrupt)
-                if not stopped and (self.evaluated is None or self.evaluated.step < self.number):
-                    self._evaluate(None)
-                if stopped or saved is None or saved.step < self.number:
+                due = not stopped and (self.evaluated is None or self.evaluated.step < self.number)
+                if due and not self._evaluate(None):
+                    raise TrainingError(f"step {self.number}, the last: held-out text gave no finite number")
+                if self._saved != self.number:
                     self._save()
                 self.store.wait()
             finally:
@@ -142,8 +152,10 @@ class Run:
             self.tokens += batch.num_targets
             if self._watch(batch, trained, share, seconds):
                 continue
-            if self.number % config.evaluation.every_steps == 0 and self.number < self.total_steps:
-                self._evaluate(config.evaluation.sequences)
+            due = self.number % config.evaluation.every_steps == 0 and self.number < self.total_steps
+            if due and not self._evaluate(config.evaluation.sequences) and self.detector.observe(self.number, nan):
+                self._rewind()
+                continue
             if self.number % config.checkpoint.every_steps == 0 and self.number < self.total_steps:
                 self._save()
             if self._any(interrupt.asked):
@@ -178,7 +190,7 @@ class Run:
             self._log.step(metrics)
             self._board.step(metrics)
         self._view.show(self._progress(metrics))
-        if not self.detector.observe(self.number, loss):
+        if not self.detector.observe(self.number, loss if isfinite(trained.grad_norm) else nan):
             return False
         self._rewind()
         return True
@@ -206,7 +218,8 @@ class Run:
             self._log, self._board = MetricsLog(self.directory, step), TensorBoard(self.directory, step)
         self._note(f"loss spike at step {spike}: back to step {step}, the batches in between are skipped")
 
-    def _evaluate(self, sequences: int | None) -> None:
+    def _evaluate(self, sequences: int | None) -> bool:
+        """Whether held-out text gave a finite number."""
         start = time.perf_counter()
         sums = self.scorer.score(self.corpus, sequences)
         exact = self.infills.exact_share()
@@ -220,6 +233,7 @@ class Run:
         self._note(
             f"step {self.number}: held-out bits per byte {self.evaluated.bits_per_byte:.4f} ({sources}){infills}"
         )
+        return isfinite(self.evaluated.bits_per_byte)
 
     def _save(self) -> None:
         start = time.perf_counter()
@@ -235,6 +249,7 @@ class Run:
             "evaluation": None if self.evaluated is None else vars(self.evaluated),
         }
         self.store.save(self.number, self._tensors(), facts, score)
+        self._saved = self.number
         if not self.config.checkpoint.asynchronous:
             self.store.wait()
         self.elapsed_s += time.perf_counter() - start
@@ -242,6 +257,7 @@ class Run:
     def _restore(self, step: int, skip_data: bool) -> dict[str, Any]:
         facts = self.store.load(step, self._tensors())
         self.masters.publish()
+        self._saved = step
         self.number, self.tokens, self.elapsed_s = step, facts["tokens"], facts["elapsed_s"]
         self.evaluated = Evaluation(**facts["evaluation"]) if facts["evaluation"] else None
         if not skip_data:
@@ -267,10 +283,18 @@ class Run:
         path = self.directory / RUN_FILE
         found = None
         if self.world.is_first and path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_settled(path)
+        elif self.world.is_first:
+            for name in (CHECKPOINTS, EXPORT, STEPS):
+                if (self.directory / name).exists():
+                    raise TrainingError(
+                        f"{self.directory / name}: exists, and no {RUN_FILE} says what run it is of; choose another "
+                        "train.directory or remove it"
+                    )
         found = self.world.broadcast(found)
         if found is not None:
             check_same(found["config"], self.config, str(path))
+            check_settled(found, self.config, str(path))
         return found
 
     def _begin(self) -> None:

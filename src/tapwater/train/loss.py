@@ -1,6 +1,6 @@
 """What is minimised: cross-entropy of the next token, of tokens further ahead, and the balance losses."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,7 +9,6 @@ from tapwater import ops
 from tapwater.config import BalanceConfig
 from tapwater.data.batch import Batch
 from tapwater.model import Balance, BalanceLosses, Sequences, Transformer
-from tapwater.model.transformer import Ahead
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ def losses_of(model: Transformer, rows: Rows, num_targets: int, row_share: float
     ce = next_token_loss(model, output.hidden_TD, rows) / num_targets
     balances = [output.balance] if output.balance is not None else []
     ahead = torch.zeros_like(ce)
-    for depth, found in enumerate(_ahead(model, output.hidden_TD, rows), start=1):
+    predicted = model.predict_ahead(output.hidden_TD, rows.tokens_T, rows.sequences, rows.balance)
+    for depth, found in enumerate(predicted, start=1):
         lengths = rows.sequences.lengths
         targets_T = torch.cat([part[depth:] for part in rows.targets_T.split(lengths)])
         mask_T = torch.cat([part[depth:] for part in rows.mask_T.split(lengths)])
@@ -103,9 +103,3 @@ def with_balance(ce: Tensor, mtp: Tensor, balances: list[BalanceLosses], row_sha
         for parts in zip(*((each.expert, each.device, each.communication) for each in balances), strict=True)
     )
     return Losses(ce, mtp, expert, device, communication, torch.cat([each.load_E for each in balances]))
-
-
-def _ahead(model: Transformer, hidden_TD: Tensor, rows: Rows) -> list[Ahead]:
-    # its rows are shorter than the batch's by the tokens looked ahead to: balanced per document
-    balance = None if rows.balance is None else replace(rows.balance, row_lengths=None)
-    return model.predict_ahead(hidden_TD, rows.tokens_T, rows.sequences, balance)

@@ -14,6 +14,7 @@ from tapwater.cost.layout import Layout
 from tapwater.cost.memory import training_memory
 from tapwater.cost.recipe import Recipe
 from tapwater.data.corpus import Corpus
+from tapwater.data.heldout import heldout_rows
 from tapwater.errors import ConfigError
 from tapwater.model import Sequences, Transformer
 from tapwater.parallel import World, random_weights
@@ -26,7 +27,10 @@ TRIAL_LAYERS = 2  # of the model that precisions are tried on, besides dense one
 
 
 def check_corpus(config: PretrainConfig, corpus: Corpus) -> None:
-    """ConfigError unless the model has a row for every token of the corpus, and its BOS and EOS."""
+    """ConfigError unless the model has a row for every token of the corpus, and its BOS and EOS.
+
+    Raises it too, or DataError, when there is no held-out text that an evaluation could take.
+    """
     manifest, model = corpus.manifest, config.model
     if model.vocab_size < manifest.vocab_size:
         raise ConfigError(
@@ -39,6 +43,11 @@ def check_corpus(config: PretrainConfig, corpus: Corpus) -> None:
     ):
         if theirs not in own:
             raise ConfigError(f"model: {name} is {own[0]}, documents of {corpus.path} have {theirs}; set it to that")
+    sources = [source for source in corpus.sources if corpus.num_documents("heldout", source)]
+    if not sources:
+        raise ConfigError(f"evaluation: {corpus.path} has no held-out documents; build it with some")
+    for source in sources:
+        next(heldout_rows(corpus, source, config.data.sequence_length, config.evaluation.sequences))
 
 
 def check_memory(config: PretrainConfig, precision: Precision) -> None:

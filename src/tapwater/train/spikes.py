@@ -31,14 +31,15 @@ class SpikeDetector:
     def observe(self, step: int, loss: float) -> bool:
         """Take in the loss of a step; True when it completes a spike.
 
-        Raises TrainingError for a loss that is no finite number when spikes are not looked for (window 0).
+        A gradient or held-out text that gave no finite number is told of as a loss that is none: the weights are lost
+        as well. Raises TrainingError for those when spikes are not looked for (window 0).
         """
         section = self.section
         if not isfinite(loss):
             if section.window == 0:
                 raise TrainingError(
-                    f"step {step}: the loss is {loss}; lower optimizer.lr, or set spikes.window to go back to the last "
-                    "checkpoint and skip the batches that led here"
+                    f"step {step}: the loss, its gradient or held-out text gave {loss}; lower optimizer.lr, or set "
+                    "spikes.window to go back to the last checkpoint and skip the batches that led here"
                 )
             self._high_steps.append(step)
             return True
