@@ -89,6 +89,17 @@ def test_work_of_a_stopped_build_is_thrown_away(tmp_path: Path) -> None:
     assert names(clean(config(tmp_path), lambda *_: None))[0] == "one/a.txt"
 
 
+def test_a_path_that_is_not_there_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "two").rename(tmp_path / "three")
+
+    def read(*_: object) -> None:
+        raise AssertionError
+
+    with pytest.raises(DataError, match=r"source two: .*two: no such file or directory"):
+        clean(config(tmp_path), read)
+
+
 def test_a_source_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
     write(tmp_path)
     for name in ("a", "b", "c"):

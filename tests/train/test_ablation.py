@@ -39,7 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def make_ablation(corpus: Corpus, directory: Path, **budget: object) -> AblationConfig:
-    asked = {"base": "base.toml", "directory": str(directory), "seeds": 2, "steps": 4, **budget}
+    asked = {"base": "base.toml", "directory": str(directory), "seeds": 2, "steps": 6, **budget}
     brief = {"checkpoint": {"every_steps": 2}, "evaluation": {"sequences": 1}}
     base = make_config(corpus, directory / "base", **brief)
     dense = make_config(corpus, directory / "base", **brief, model=DENSE)
@@ -67,7 +67,7 @@ def test_an_interrupted_ablation_goes_on_and_says_what_it_found(
     ablation = make_ablation(corpus, tmp_path)
     world, out = join(ParallelSection()), Console(file=io.StringIO(), width=200)
     plan = settle(ablation, ablation.variants, corpus, world)
-    with Stop(out, plan, tmp_path, 2, after=6) as bars:
+    with Stop(out, plan, tmp_path, 2, after=8) as bars:  # in a step that is saved in any case
         assert not run_all(plan, tmp_path, 2, corpus, world, RENT, bars)
     part = collect(plan, tmp_path, 2, None, RENT)
     assert [each.name for each in part.results] == ["moe"] and part.unfinished == ["dense"]
