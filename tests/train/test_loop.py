@@ -283,6 +283,15 @@ def test_evaluations_that_cannot_be_are_refused_before_the_first_step(corpus: Co
         make_run(make_config(untested, tmp_path / "run"), untested)
 
 
+def test_rows_computed_together_stay_together_where_tokens_are_dropped(corpus: Corpus, tmp_path: Path):
+    for name, balance in (("kept", {}), ("dropped", {"capacity_factor": 1.0})):
+        make_run(make_config(corpus, tmp_path / name, balance=balance), corpus)
+    one = {"micro_sequences": 1}
+    make_run(make_config(corpus, tmp_path / "kept", batch=one), corpus)
+    with pytest.raises(TrainingError, match=r"batch\.micro_sequences"):
+        make_run(make_config(corpus, tmp_path / "dropped", batch=one, balance={"capacity_factor": 1.0}), corpus)
+
+
 def test_a_vocabulary_too_small_is_refused(corpus: Corpus, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"vocab_size 100 is less than the 300"):
         make_run(make_config(corpus, tmp_path / "run", model={"vocab_size": 100}), corpus)
@@ -301,6 +310,9 @@ def test_minutes_become_steps_that_are_kept(corpus: Corpus, tmp_path: Path):
     config = make_config(corpus, tmp_path / "run", train={"minutes": 0.05, "steps": None}, schedule={"warmup_steps": 0})
     run = make_run(config, corpus)
     assert 3 < run.total_steps < 3000
+    fresh = make_run(make_config(corpus, tmp_path / "other"), corpus)
+    torch.testing.assert_close(run.model.state_dict(), fresh.model.state_dict(), rtol=0, atol=0)
+    assert not any(optimizer.state for optimizer in run.optimizers.list)
     assert make_run(config, corpus).total_steps == run.total_steps
     assert json.loads((tmp_path / "run" / "run.json").read_text())["total_steps"] == run.total_steps
 

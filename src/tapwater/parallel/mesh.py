@@ -1,5 +1,6 @@
 """The processes of a run: how many there are, which one this is, and what they tell each other."""
 
+import platform
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -34,6 +35,7 @@ class World:
     rank: int
     device: torch.device
     meshes: Meshes | None
+    local_processes: int = 1  # of the run on this machine: they share its memory
 
     @property
     def size(self) -> int:
@@ -108,7 +110,9 @@ def join(section: ParallelSection, timeout_s: float = 600.0) -> World:
     by_expert = ranks.view(section.pp, -1, section.ep).transpose(1, 2)
     dense = DeviceMesh(device.type, ranks, mesh_dim_names=("pp", "dp"))
     experts = DeviceMesh(device.type, by_expert, mesh_dim_names=("pp", "ep", "edp"))
-    return World(section, dist.get_rank(), device, Meshes(dense, experts))
+    machines: list[str] = [""] * section.processes
+    dist.all_gather_object(machines, platform.node())
+    return World(section, dist.get_rank(), device, Meshes(dense, experts), machines.count(platform.node()))
 
 
 def leave() -> None:

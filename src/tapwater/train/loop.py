@@ -68,7 +68,7 @@ class Run:
         check_corpus(config, corpus)
         began = self._began()
         self.precision = began["precision"] if began else choose_precision(config, world)
-        check_memory(config, self.precision)
+        check_memory(config, self.precision, world)
 
         self.model = part_of_model(config.model, world, starting_weights(config))
         self.model.recompute(config.train.recomputation)
@@ -203,8 +203,8 @@ class Run:
         before = [each for each in self.store.listing().complete if started is None or each.step < started]
         if not before:
             raise TrainingError(
-                f"step {spike}: the loss has risen and there is no checkpoint from before it; lower optimizer.lr or "
-                "checkpoint.every_steps"
+                f"step {spike}: the loss has risen and no checkpoint from before it is left; lower optimizer.lr, or "
+                "raise checkpoint.keep_last"
             )
         step = before[-1].step
         elapsed_s, tokens = self.elapsed_s, self.tokens
@@ -317,9 +317,10 @@ class Run:
 
         def work() -> None:
             self.step.forward_backward(loader.draw(rows), 0)
-            self.optimizers.zero_grad()
+            self.optimizers.rehearse()
 
         seconds = self.world.broadcast(seconds_of(work))
+        self.optimizers.forget()
         return max(1, round(MINUTES_SHARE * train.minutes * 60 / seconds))
 
     def _mfu(self, batch: Batch, tokens_per_s: float) -> float:

@@ -66,6 +66,17 @@ class Optimizers:
         for optimizer in self.list:
             optimizer.step()
 
+    def rehearse(self) -> None:
+        """Take a step that moves no weight, as long as a real one takes; `forget` then takes back what it remembers."""
+        self.set_rates(0.0)
+        self.step()
+        self.zero_grad()
+
+    def forget(self) -> None:
+        """Be as before the first step."""
+        for optimizer in self.list:
+            optimizer.state.clear()
+
     def zero_grad(self) -> None:
         for optimizer in self.list:
             optimizer.zero_grad(set_to_none=True)

@@ -50,10 +50,13 @@ def check_corpus(config: PretrainConfig, corpus: Corpus) -> None:
         next(heldout_rows(corpus, source, config.data.sequence_length, config.evaluation.sequences))
 
 
-def check_memory(config: PretrainConfig, precision: Precision) -> None:
-    """ConfigError, with the numbers, when a process will not fit into the memory that is free; for CPUs."""
+def check_memory(config: PretrainConfig, precision: Precision, world: World) -> None:
+    """ConfigError, with the numbers, when a process will not fit into its share of the memory that is free."""
     needed = memory_bytes(config, precision)
-    free = free_bytes() / config.parallel.processes
+    if world.device.type == "cuda":
+        free = float(torch.cuda.mem_get_info(world.device)[0])
+    else:
+        free = free_bytes() / world.local_processes
     if needed > free:
         raise ConfigError(
             f"the run needs about {needed / GB:.1f} GB in each process and {free / GB:.1f} GB are free for it; lower "

@@ -82,6 +82,8 @@ def check_same(saved: dict[str, Any], config: PretrainConfig, where: str) -> Non
         free = FREE.get(section, set())
         if free is None:
             continue
+        if section == "batch" and config.balance.capacity_factor is not None:
+            free = set()  # which tokens are dropped depends on those they are computed with
         before, now = saved.get(section) or {}, own.get(section) or {}
         names = (before.keys() | now.keys()) - free
         changed += [f"{section}.{name}" for name in sorted(names) if before.get(name) != now.get(name)]
