@@ -181,11 +181,18 @@ def save_slowly(directory: Path) -> None:
 
     def slowly(directory: Path, tensors: dict[str, Tensor], together: Together) -> None:
         write(directory, tensors, together)
-        time.sleep(0.5)
+        until = time.monotonic() + TIMEOUT_S
+        while not go_on(directory.parent).exists() and time.monotonic() < until:
+            time.sleep(0.01)
 
     store_module.write_shards = slowly
     store.save(2, tensors, {}, None)
     store.wait()
+
+
+def go_on(directory: Path) -> Path:
+    """A file that lets `save_slowly` end, once it is there; beside the store, whose own files it is not."""
+    return directory.with_name(f"{directory.name}.go-on")
 
 
 def _first(directory: Path) -> tuple[Store, dict[str, Tensor]]:

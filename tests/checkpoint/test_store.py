@@ -232,6 +232,7 @@ def test_a_signal_while_files_are_written(store: Store, sent: signal.Signals, le
         assert process.is_alive()
         time.sleep(0.01)
     os.kill(process.pid, sent)
+    processes.go_on(store.directory).touch()
     process.join(processes.TIMEOUT_S)
     assert process.exitcode == (1 if sent == signal.SIGINT else -signal.SIGKILL)
     assert steps(store) == left
