@@ -55,7 +55,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("moe", "muon") else name for name in VARIANTS]
+)
 def test_an_interrupted_run_goes_on_bit_for_bit(name: str, corpus: Corpus, tmp_path: Path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     make_run(make_config(corpus, whole, **VARIANTS[name]), corpus).train()
