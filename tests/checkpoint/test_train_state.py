@@ -16,7 +16,6 @@ from tapwater.checkpoint.train_state import (
     model_tensors,
     optimizer_tensors,
     random_state,
-    restore_optimizer,
     restore_random_state,
 )
 from tapwater.errors import CheckpointError
@@ -94,21 +93,6 @@ def test_state_made_early_moves_nothing() -> None:
     assert layer.weight.grad is gradient and optimizer.param_groups[0]["lr"] == 0.01
     assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
     assert not any(tensor.any() for tensor in state.values())
-
-
-def test_a_state_is_copied_back_only_where_it_fits() -> None:
-    layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
-    (optimizer,), (target,) = adamw(layer), adamw(other)
-    layer(torch.ones(3)).sum().backward()
-    optimizer.step()
-    state = {name: tensor.clone() for name, tensor in optimizer_tensors(layer, [optimizer]).items()}
-    restore_optimizer(other, [target], state)
-    for name, tensor in optimizer_tensors(other, [target]).items():
-        assert torch.equal(tensor, state[name])
-    with pytest.raises(CheckpointError, match=r"optimizer.bias.exp_avg is missing"):
-        restore_optimizer(other, [target], {key: state[key] for key in state if key != "optimizer.bias.exp_avg"})
-    with pytest.raises(CheckpointError, match=r"optimizer.bias.exp_avg is \[3\]"):
-        restore_optimizer(other, [target], state | {"optimizer.bias.exp_avg": torch.zeros(3)})
 
 
 def test_what_cannot_be_restored_is_refused() -> None:

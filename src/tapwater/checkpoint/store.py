@@ -112,11 +112,6 @@ class Store:
         # newest first: interrupted, what is left is still the past of the run
         self._together.run(lambda: self._remove([saved.path for saved in reversed(newer)]))
 
-    def remove_old(self) -> None:
-        """Remove all but what is to be kept; each save does so once it is complete."""
-        self.wait()
-        self._together.run(self._remove_old)
-
     def _steps(self) -> str:
         steps = [str(saved.step) for saved in files.list_checkpoints(self.directory).complete]
         return ", ".join(steps) or "none"

@@ -52,24 +52,6 @@ def optimizer_state(named: Mapping[str, Tensor], optimizers: Iterable[Optimizer]
     return found
 
 
-def restore_optimizer(model: nn.Module, optimizers: Iterable[Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Copy `tensors`, named as `optimizer_tensors` names them, into the optimizers' own.
-
-    Not needed after Store.load into `optimizer_tensors`: that fills them in place. Raises CheckpointError unless names
-    and shapes agree.
-    """
-    own = optimizer_tensors(model, optimizers)
-    for name in sorted(own.keys() ^ tensors.keys()):
-        raise CheckpointError(f"optimizer state {name} is {'missing' if name in own else 'of no parameter here'}")
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape or tensor.dtype != tensors[name].dtype:
-            raise CheckpointError(
-                f"optimizer state {name} is {list(tensors[name].shape)} {tensors[name].dtype}, "
-                f"{list(tensor.shape)} {tensor.dtype} is wanted"
-            )
-        tensor.copy_(tensors[name])
-
-
 @torch.no_grad()
 def _make_state(optimizer: Optimizer) -> None:
     """Give state to parameters that have none: a step with a rate and gradients of 0, which moves nothing."""

@@ -12,7 +12,6 @@ Every source is on its own: its training text, its held-out text. Of very large 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import log2
 from pathlib import Path
 
 import numpy as np
@@ -174,12 +173,6 @@ def _ngram(
 
 def _as_bytes(text: bytes) -> NDArray[np.int64]:
     return np.array([_BOS_BYTE, *text, _EOS_BYTE], np.int64)
-
-
-def uniform_bits(corpus: Corpus, source: str) -> float:
-    """Bits per byte of a model that knows nothing: what training starts from."""
-    targets = corpus.num_tokens("heldout", source) - corpus.num_documents("heldout", source)
-    return targets * log2(corpus.manifest.vocab_size) / max(1, corpus.num_bytes("heldout", source))
 
 
 def write_baselines(corpus: Corpus, found: Sequence[Baseline]) -> None:

@@ -12,8 +12,7 @@ How a trainer uses it, in every process alike; a single process goes the same wa
     clip_gradients(model.parameters(), max_norm, world)
     optimizer.step()                                     # one call per group of by_mesh(model.parameters())
     update_bias(block.gate, world.sum_dp(load_E)[row], step) for row, block in routed_layers(model)
-    sharded_state(model, world, optimizer)               # what a checkpoint writes and reads
-    full_parameters(model, world)                        # what an export writes
+    as_pieces(model, world, tensors)                     # what a checkpoint writes and reads; exports are made from it
     leave()
 """
 
