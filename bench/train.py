@@ -2,7 +2,8 @@
 
 Every round times one step of each, in turn: forward, backward, AdamW on float32 weights. Ours is `tapwater train`'s own
 step, clipping and load counts included; the peer is transformers' model under autocast with fused AdamW, its experts by
-grouped_mm, and torch.compile unless --no-compile. MFU is a share of the fastest product measured here, as in training.
+grouped_mm, and torch.compile unless --no-compile. Both run where freed memory is kept for the next step. MFU is a
+share of the fastest product measured here, as in training.
 
     python bench/train.py                        # both shapes, bf16, five rounds
     python bench/train.py --shape moe --precision float32 --rounds 3
@@ -25,6 +26,7 @@ from tapwater.cost.counts import parameters, training_flops_per_token
 from tapwater.data.batch import Batch
 from tapwater.model import Transformer
 from tapwater.parallel import join
+from tapwater.train.allocator import keep_freed_memory
 from tapwater.train.masters import Masters
 from tapwater.train.optim import Optimizers
 from tapwater.train.probe import matmul_peak
@@ -139,6 +141,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the peer")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as `tapwater train` does; the peer has it too
     found = [measure(name, options.precision, options.rounds, not options.no_compile) for name in options.shape]
     print("| shape | precision | tapwater tokens/s | transformers | ratio | rounds | MFU | MFU |")
     print("|---|---|---|---|---|---|---|---|")

@@ -3,47 +3,10 @@
 
 #include <cmath>
 
-#include "math.h"
+#include "storage.h"
 
 namespace tw {
 namespace TW_ISA {
-
-struct bfloat16 {
-    uint16_t bits;
-};
-
-static inline __attribute__((always_inline)) f32x16 read(const float* from) { return load<f32x16>(from); }
-static inline __attribute__((always_inline)) f32x16 read(const bfloat16* from) {
-    return (f32x16)(__builtin_convertvector(load<u16x16>(from), u32x16) << 16);
-}
-static inline __attribute__((always_inline)) void write(float* to, f32x16 x) { store(to, x); }
-static inline __attribute__((always_inline)) void write(bfloat16* to, f32x16 x) {
-    store(to, __builtin_convertvector(to_bfloat16(x), u16x16));
-}
-
-// The first `count` of sixteen numbers, the others zero.
-template <typename T>
-static inline __attribute__((always_inline)) f32x16 read(const T* from, int64_t count) {
-    if (count >= kLanes) return read(from);
-    T some[kLanes] = {};
-    std::memcpy(some, from, count * sizeof(T));
-    return read(some);
-}
-template <typename T>
-static inline __attribute__((always_inline)) void write(T* to, f32x16 x, int64_t count) {
-    if (count >= kLanes) return write(to, x);
-    T some[kLanes];
-    write(some, x);
-    std::memcpy(to, some, count * sizeof(T));
-}
-
-// f(i, count) for every sixteen of `width` numbers, the last few alone.
-template <typename F>
-static inline __attribute__((always_inline)) void for_lanes(int64_t width, F&& f) {
-    int64_t i = 0;
-    for (; i + kLanes <= width; i += kLanes) f(i, int64_t(kLanes));
-    if (i < width) f(i, width - i);
-}
 
 static inline __attribute__((always_inline)) f32x16 sigmoid(f32x16 x) { return splat(1.0f) / (splat(1.0f) + exponential(-x)); }
 
@@ -202,40 +165,6 @@ struct Loops {
         }
     }
 
-    static void attend_backward(void* scores_, void* dweights_, int64_t keys, int64_t queries, int64_t first, float scale,
-                                float* scratch, int64_t begin, int64_t end) {
-        const f32x16 factor = splat(scale);
-        for (int64_t row = begin; row < end; ++row) {
-            T *scores = (T*)scores_ + row * keys, *dweights = (T*)dweights_ + row * keys;
-            const int64_t visible = first + row % queries + 1;
-            f32x16 most = splat(-INFINITY);
-            int64_t i = 0;
-            for (; i + kLanes <= visible; i += kLanes) most = maximum(read(scores + i), most);
-            float largest = largest_lane(most);
-            for (; i < visible; ++i) {
-                const float v = read(scores + i, 1)[0];
-                largest = v > largest ? v : largest;
-            }
-            f32x16 sum = {}, products = {};
-            const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-            for_lanes(visible, [&](int64_t at, int64_t count) {
-                f32x16 e = exponential((read(scores + at, count) - splat(largest)) * factor);
-                if (count < kLanes) e = lane < splat(int32_t(count)) ? e : f32x16{};
-                sum += e;
-                products += e * read(dweights + at, count);
-                store(scratch + at, e);
-            });
-            const f32x16 inverse = splat(1 / sum_lanes(sum)), mean = splat(sum_lanes(products)) * inverse;
-            for_lanes(visible, [&](int64_t at, int64_t count) {
-                const f32x16 p = load<f32x16>(scratch + at) * inverse;
-                write(scores + at, p, count);
-                write(dweights + at, factor * p * (read(dweights + at, count) - mean), count);
-            });
-            std::memset((void*)(scores + visible), 0, (keys - visible) * sizeof(T));
-            std::memset((void*)(dweights + visible), 0, (keys - visible) * sizeof(T));
-        }
-    }
-
     static void latent_heads(const LatentShape& shape, const void* q_, const void* kv_, const Heads& k_rope,
                              const float* cos_, const float* sin_, void* q_out_, void* k_out_, void* v_out_,
                              int64_t begin, int64_t end) {
@@ -285,13 +214,14 @@ struct Loops {
     }
 
     static constexpr TrainingLoops table = {rms_norm, rms_norm_backward, silu_product, silu_product_backward, combine,
-                                            rotate,   cross_entropy,     attend_backward, latent_heads, latent_heads_backward};
+                                            rotate,   cross_entropy,     latent_heads, latent_heads_backward};
 };
 
 #define TW_TEXT(x) #x
 #define TW_NAME(x) TW_TEXT(x)
+extern const AttentionKernels attention_kernels;
 extern const TrainingKernels training;
-const TrainingKernels training = {TW_NAME(TW_ISA), {Loops<float>::table, Loops<bfloat16>::table}};
+const TrainingKernels training = {TW_NAME(TW_ISA), {Loops<float>::table, Loops<bfloat16>::table}, &attention_kernels};
 
 }  // namespace TW_ISA
 }  // namespace tw

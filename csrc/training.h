@@ -32,10 +32,6 @@ struct TrainingLoops {
     void (*rotate)(const Heads& x, int64_t heads, int64_t width, const float* cos, const float* sin, float sign,
                    int64_t interleaved, const Heads& y, int64_t begin, int64_t end);
     void (*cross_entropy)(void* logits, int64_t width, const int64_t* targets, float* loss, int64_t begin, int64_t end);
-    // Rows of causal attention's scores q k become softmax(scale * scores), and the gradients of those weights in `dweights`
-    // that of the scores. Row r sees keys 0..first + r % queries; `scratch` has room for `keys` and 15 more.
-    void (*attend_backward)(void* scores, void* dweights, int64_t keys, int64_t queries, int64_t first, float scale,
-                            float* scratch, int64_t begin, int64_t end);
     // Queries and keys as attention takes them, of queries [T, H, nope + rope], keys and values [T, H, nope + value] and
     // the rope key [T, rope]; values are [T, H, value].
     void (*latent_heads)(const LatentShape& shape, const void* q, const void* kv, const Heads& k_rope, const float* cos,
@@ -45,11 +41,26 @@ struct TrainingLoops {
                                   int64_t end);
 };
 
+// Causal attention's gradients: queries, keys, values and the gradient of the output come in, three gradients go out.
+// Widths are of one head; `heads` of queries share `groups` of keys and values.
+struct AttentionGradient {
+    Heads q, k, v, dy, dq, dk, dv;
+    int64_t heads, groups, key_width, value_width;
+    float scale;
+};
+
+struct AttentionKernels {
+    int64_t (*scratch_size)(const AttentionGradient& of, int64_t length);  // in floats
+    // By Storage: the sequence of `length` tokens from `first`, with the heads of queries that share keys `group`.
+    void (*backward[2])(const AttentionGradient& of, int64_t first, int64_t length, int64_t group, float* scratch);
+};
+
 enum Storage : int64_t { kFloat32 = 0, kBfloat16 = 1 };
 
 struct TrainingKernels {
     const char* name;
     TrainingLoops loops[2];  // by Storage
+    const AttentionKernels* attention;
 };
 
 }  // namespace tw

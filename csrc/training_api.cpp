@@ -1,6 +1,8 @@
 // The C API of training.h, rows shared out to the threads of OpenMP: torch's own, which would fight a second pool.
 //
 // Thread i of n takes the i-th of n equal parts, so results are the same bits for the same number of threads.
+#include <omp.h>
+
 #include <atomic>
 #include <cstring>
 
@@ -149,13 +151,20 @@ TW_API void tw_cross_entropy(int64_t threads, int64_t storage, int64_t rows, int
     });
 }
 
-// `scratch` is [threads, keys + 16].
-TW_API void tw_attend_backward(int64_t threads, int64_t storage, int64_t rows, int64_t keys, void* scores, void* dweights,
-                               int64_t queries, int64_t first, float scale, float* scratch) {
-    in_parts(threads, rows, keys, [&](int64_t begin, int64_t end, int64_t part) {
-        loops(storage).attend_backward(scores, dweights, keys, queries, first, scale, scratch + part * (keys + 16), begin,
-                                       end);
-    });
+// Floats of scratch a thread needs for sequences of at most `length`.
+TW_API int64_t tw_attention_scratch(const tw::AttentionGradient* of, int64_t length) {
+    return tw::chosen.load()->attention->scratch_size(*of, length);
+}
+
+// Sequence i is tokens bounds[i] .. bounds[i + 1] - 1; `scratch` is [threads, floats].
+TW_API void tw_attention_backward(int64_t threads, int64_t storage, const tw::AttentionGradient* of, int64_t sequences,
+                                  const int64_t* bounds, float* scratch, int64_t floats) {
+    const auto backward = tw::chosen.load()->attention->backward[storage];
+#pragma omp parallel for num_threads(int(threads)) schedule(dynamic, 1)
+    for (int64_t unit = 0; unit < sequences * of->groups; ++unit) {
+        const int64_t sequence = unit / of->groups, first = bounds[sequence];
+        backward(*of, first, bounds[sequence + 1] - first, unit % of->groups, scratch + omp_get_thread_num() * floats);
+    }
 }
 
 TW_API void tw_latent_heads(int64_t threads, int64_t storage, int64_t rows, const tw::LatentShape* shape, const void* q,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tapwater import ops
 from tapwater.errors import ConfigError
-from tapwater.ops import gradients_attention, gradients_experts, gradients_loss, native_training, reference, row_loops
+from tapwater.ops import gradients_experts, gradients_loss, native_training, reference, row_loops
 from tapwater.ops.native import INSTRUCTION_SETS
 
 # of the largest number; bfloat16 keeps 8 bits, and a gradient adds up a few numbers rounded to that
@@ -139,17 +139,22 @@ def test_parts_of_experts_are_round_and_hold_every_assignment_once() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", [(1,), (20,), (3, 17, 17, 1), (40,)])
 @pytest.mark.parametrize(("groups", "value"), [(4, 12), (2, 5), (1, 16)])
-def test_attention(
-    form: str, dtype: torch.dtype, lengths: tuple[int, ...], groups: int, value: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gradients_attention, "QUERIES", 16)  # blocks of queries that do not divide a sequence
-    monkeypatch.setattr(gradients_attention, "BLOCK_BYTES", 3000)
+def test_attention(form: str, dtype: torch.dtype, lengths: tuple[int, ...], groups: int, value: int) -> None:
     tokens = sum(lengths)
     inputs = [draw(tokens, 4, 12, seed=1), draw(tokens, groups, 12, seed=2), draw(tokens, groups, value, seed=3)]
     assert_close(
         lambda q, k, v: ops.attention(q, k, v, lengths, 0.3),
         lambda q, k, v: reference.attention(q, k, v, lengths, 0.3),
         [each.to(dtype) for each in inputs],
+    )
+
+
+@pytest.mark.parametrize("length", [1030, 2050])  # with larger blocks of queries, the last of them short
+def test_attention_of_long_sequences(length: int) -> None:
+    assert_close(
+        lambda q, k, v: ops.attention(q, k, v, (length, 5), 0.3),
+        lambda q, k, v: reference.attention(q, k, v, (length, 5), 0.3),
+        [draw(length + 5, 2, 24, seed=1), draw(length + 5, 1, 24, seed=2), draw(length + 5, 1, 16, seed=3)],
     )
 
 

@@ -44,7 +44,9 @@ def ablate(config: Path, /, *overrides: Settings, only: str | None = None, as_js
     from tapwater.train.ablation import run_all
     from tapwater.train.ablation_plan import settle
     from tapwater.train.ablation_results import collect
+    from tapwater.train.allocator import keep_freed_memory
 
+    keep_freed_memory()
     corpus = Corpus.open(Path(ablation.base.data.corpus))
     torch.set_num_threads(ablation.base.train.threads or available_cores())
     world = join(ablation.base.parallel)

@@ -36,8 +36,10 @@ def train(config: Path, /, *overrides: Settings, json: AsJson = False) -> int:
     from tapwater.data.corpus import Corpus
     from tapwater.llm import available_cores
     from tapwater.parallel import join, leave
+    from tapwater.train.allocator import keep_freed_memory
     from tapwater.train.loop import Run
 
+    keep_freed_memory()
     corpus = Corpus.open(Path(settings.data.corpus))
     torch.set_num_threads(settings.train.threads or max(1, available_cores() // settings.parallel.processes))
     world = join(settings.parallel)

@@ -8,14 +8,15 @@ from torch.autograd.function import once_differentiable
 
 from tapwater.ops import native_training as rows
 
-CHUNK_BYTES = 64 << 20  # of logits; each chunk passes once over the whole weight and its gradient
+CHUNK_BYTES = 256 << 20  # of logits; each chunk passes once over the whole weight and its gradient
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_RD: Tensor, weight_WD: Tensor, targets_R: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
         count, vocab = hidden_RD.shape[0], weight_WD.shape[0]
-        chunk = min(count, max(16, CHUNK_BYTES // (vocab * hidden_RD.element_size())))
+        most = max(16, CHUNK_BYTES // (vocab * hidden_RD.element_size()))
+        chunk = -(-count // -(-count // most))  # chunks of one size
         logits_rW = hidden_RD.new_empty(chunk, vocab)
         dhidden_RD = torch.empty_like(hidden_RD) if ctx.needs_input_grad[0] else None
         dweight_WD = None

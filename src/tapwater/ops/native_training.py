@@ -5,6 +5,8 @@ The library needs OpenMP and shares torch's threads; results are the same bits f
 
 import ctypes
 import functools
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +31,16 @@ class LatentShape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("heads", "nope", "rope", "value")]
 
 
+class AttentionGradient(ctypes.Structure):
+    """tw::AttentionGradient of csrc/training.h."""
+
+    _fields_ = [
+        *((name, Heads) for name in ("q", "k", "v", "dy", "dq", "dk", "dv")),
+        *((name, ctypes.c_int64) for name in ("heads", "groups", "key_width", "value_width")),
+        ("scale", ctypes.c_float),
+    ]
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The loaded library with its signatures; None where it was not built."""
@@ -50,13 +62,14 @@ def library() -> ctypes.CDLL | None:
         "tw_combine": [*sizes, pointer, pointer, number, pointer, pointer],
         "tw_rotate": [*sizes[:3], number, number, pointer, pointer, pointer, real, number, pointer],
         "tw_cross_entropy": [*sizes, *[pointer] * 3],
-        "tw_attend_backward": [*sizes, pointer, pointer, number, number, real, pointer],
+        "tw_attention_backward": [number, number, pointer, number, pointer, pointer, number],
         "tw_latent_heads": [*sizes[:3], *[pointer] * 9],
         "tw_latent_heads_backward": [*sizes[:3], *[pointer] * 9],
     }
     for name, arguments in signatures.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = arguments, None
+    loaded.tw_attention_scratch.argtypes, loaded.tw_attention_scratch.restype = [pointer, number], number
     return loaded
 
 
@@ -186,17 +199,23 @@ def cross_entropy(logits_RW: Tensor, targets_R: Tensor) -> Tensor:
     return loss_R
 
 
-def attend_backward(scores: Tensor, dweights: Tensor, queries: int, first: int, scale: float) -> None:
-    """See row_loops.attend_backward."""
+def attention_backward(
+    q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, dy_THv: Tensor, lengths: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See row_loops.attention_backward."""
     loaded = library()
     if loaded is None:
-        row_loops.attend_backward(scores, dweights, queries, first, scale)
-        return
-    keys, threads = scores.shape[-1], torch.get_num_threads()
-    scratch = torch.empty(threads, keys + 16)
-    sizes = (threads, _STORAGE[scores.dtype], scores.numel() // keys, keys)
-    pointers = (scores.data_ptr(), dweights.data_ptr(), queries, first, scale, scratch.data_ptr())
-    loaded.tw_attend_backward(*sizes, *pointers)
+        return row_loops.attention_backward(q_THd, k_TGd, v_TGv, dy_THv, lengths, scale)
+    inputs = [_rows(each) for each in (q_THd, k_TGd, v_TGv, dy_THv)]
+    outputs = [torch.empty(each.shape, dtype=each.dtype) for each in inputs[:3]]
+    widths = q_THd.shape[1], k_TGd.shape[1], q_THd.shape[2], v_TGv.shape[2]
+    of = ctypes.byref(AttentionGradient(*(_heads(each) for each in (*inputs, *outputs)), *widths, scale))
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)])
+    threads, floats = torch.get_num_threads(), loaded.tw_attention_scratch(of, max(lengths))
+    scratch = torch.empty(threads, floats)
+    tensors = bounds.data_ptr(), scratch.data_ptr()
+    loaded.tw_attention_backward(threads, _STORAGE[q_THd.dtype], of, len(lengths), *tensors, floats)
+    return outputs[0], outputs[1], outputs[2]
 
 
 def latent_heads(

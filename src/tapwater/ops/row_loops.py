@@ -5,6 +5,8 @@ read zeros and are not added. Shapes are those of reference.py, with A for assig
 expert.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -90,19 +92,27 @@ def cross_entropy(logits_RW: Tensor, targets_R: Tensor) -> Tensor:
     return loss_R
 
 
-def attend_backward(scores: Tensor, dweights: Tensor, queries: int, first: int, scale: float) -> None:
-    """From scores q k [.., rows, keys] of causal attention and the gradients of their softmax to the two matrices the
-    products of the backward pass need, in place: softmax(scale * scores), and the gradient of the scores.
-
-    Row r sees the keys 0..first + r % queries.
-    """
-    last = first + torch.arange(scores.shape[-2]) % queries
-    hidden = torch.arange(scores.shape[-1]) > last[:, None]
-    weights = (scores.float() * scale).masked_fill_(hidden, float("-inf")).softmax(-1)
-    gradient = dweights.float().masked_fill(hidden, 0)
-    gradient -= (weights * gradient).sum(-1, keepdim=True)
-    dweights.copy_(gradient * weights * scale)
-    scores.copy_(weights)
+def attention_backward(
+    q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, dy_THv: Tensor, lengths: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v of causal attention within each of consecutive sequences."""
+    outputs = torch.empty_like(q_THd), torch.empty_like(k_TGd), torch.empty_like(v_TGv)
+    start = 0
+    for length in lengths:
+        tensors = (each[start : start + length].float().transpose(0, 1) for each in (q_THd, k_TGd, v_TGv, dy_THv))
+        q_Hld, k_Gld, v_Glv, dy_Hlv = tensors
+        of_group = q_Hld.shape[0] // k_Gld.shape[0]
+        k_Hld, v_Hlv = (each.repeat_interleave(of_group, 0) for each in (k_Gld, v_Glv))
+        unseen_ll = torch.ones(length, length, dtype=torch.bool).triu(1)
+        weights_Hll = (scale * (q_Hld @ k_Hld.mT)).masked_fill(unseen_ll, -torch.inf).softmax(-1)
+        dweights_Hll = dy_Hlv @ v_Hlv.mT
+        dscores_Hll = scale * weights_Hll * (dweights_Hll - (weights_Hll * dweights_Hll).sum(-1, keepdim=True))
+        of_heads = dscores_Hll @ k_Hld, dscores_Hll.mT @ q_Hld, weights_Hll.mT @ dy_Hlv
+        for output, gradient in zip(outputs, of_heads, strict=True):
+            of_groups = gradient.unflatten(0, (output.shape[1], -1)).sum(1)
+            output[start : start + length] = of_groups.transpose(0, 1).to(output.dtype)
+        start += length
+    return outputs
 
 
 def latent_heads(
