@@ -66,6 +66,15 @@ def test_the_page_tells_losses_experts_baselines_and_cost(tmp_path: Path) -> Non
     assert "tokens ahead" not in text and "devices from" not in text
 
 
+def test_the_cost_is_of_all_the_time_a_run_took(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    (tmp_path / "spent.json").write_text('{"elapsed_s": 7200.0, "cost_usd": "0.5"}')
+    text = write_training_report(tmp_path, None).read_text()
+    for part in ("hours of steps", "0.0025", "hours in all", "$0.5000", "$61.0352"):
+        assert part in text, part
+    assert "$0.0020" not in text
+
+
 def test_a_short_dense_run_has_a_page_too(tmp_path: Path) -> None:
     write(tmp_path, 1, replace(FIRST, load_LE=(), mfu=None))
     text = write_training_report(tmp_path, None).read_text()

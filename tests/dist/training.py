@@ -1,6 +1,9 @@
 """A few steps of training, in one process by torch alone and in several by tapwater.parallel: the two must agree."""
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -15,19 +18,20 @@ from tapwater.parallel import (
     MicroBatch,
     Pipeline,
     World,
+    as_pieces,
     by_mesh,
     clip_gradients,
-    full_parameters,
     join,
     leave,
     part_of_model,
     random_weights,
     routed_layers,
     shard,
-    sharded_state,
+    sharded_names,
     sum_after_backward,
 )
-from tapwater.parallel.gradients import local
+from tapwater.train.masters import Masters
+from tapwater.train.state import tensors_of
 from tiny import CONFIGS
 
 ROWS, LENGTH, STEPS = 8, 16, 3
@@ -165,6 +169,9 @@ class Run:
             shard(self.model, world)
         self.optimizer = new_optimizer(by_mesh(self.model.parameters()), fused=True)
         self.gradients: dict[str, Tensor] | None = None  # of the first step
+        # taken once: between a forward and a backward pass a sharded model has whole weights in their places
+        self.parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        self.masters = Masters(self.model, "float32", sharded_names(self.model))
 
     def mine(self, batch: list[Row]) -> list[Row]:
         share = len(batch) // self.world.section.dp
@@ -176,7 +183,8 @@ class Run:
         loss, load = self.backward(self.mine(batch), num_targets(batch))
         load = self.world.sum_dp(load)
         if self.gradients is None:
-            self.gradients = gathered_gradients(self.model, self.world)
+            gradients = {name: each.grad for name, each in self.parameters.items()}
+            self.gradients = gathered(self.model, self.world, gradients)
         norm = clip_gradients(self.model.parameters(), 1.0, self.world)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -201,6 +209,13 @@ class Run:
             loss, load = loss + share.detach(), load + load_E
         return loss, load
 
+    def weights(self) -> dict[str, Tensor]:
+        return gathered(self.model, self.world, {**self.parameters, **dict(self.model.named_buffers())})
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return tensors_of(self.model, self.masters, [self.optimizer], self.world)
+
     @torch.no_grad()
     def evaluate(self, number: int) -> float:
         batch = rows(self.case, number)
@@ -223,8 +238,7 @@ def by_parallel(case: Case, section: ParallelSection) -> Found:
         run = Run(case, world)
         losses, norms, loads = zip(*(run.step(number) for number in range(STEPS)), strict=True)
         evaluation = run.evaluate(STEPS)
-        weights = full_parameters(run.model, world)
-        return Found(list(losses), evaluation, list(norms), list(loads), run.gradients, weights)
+        return Found(list(losses), evaluation, list(norms), list(loads), run.gradients, run.weights())
     finally:
         leave()
 
@@ -236,7 +250,7 @@ def saved(case: Case, section: ParallelSection, directory: str) -> None:
         run = Run(case, world)
         for number in range(STEPS - 1):
             run.step(number)
-        dcp.save(sharded_state(run.model, world, run.optimizer), checkpoint_id=directory)
+        dcp.save(run.state(), checkpoint_id=directory)
     finally:
         leave()
 
@@ -248,22 +262,25 @@ def resumed(case: Case, section: ParallelSection, directory: str) -> Found:
         run = Run(case, world)
         for parameter in run.model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        run.optimizer.step()  # a fresh optimizer has no state to read into
+        run.optimizer.step()
         run.optimizer.zero_grad()
-        dcp.load(sharded_state(run.model, world, run.optimizer), checkpoint_id=directory)
+        dcp.load(run.state(), checkpoint_id=directory)
         loss, norm, load = run.step(STEPS - 1)
-        return Found([loss], 0.0, [norm], [load], run.gradients, full_parameters(run.model, world))
+        return Found([loss], 0.0, [norm], [load], run.gradients, run.weights())
     finally:
         leave()
 
 
-@torch.no_grad()
-def gathered_gradients(model: Transformer, world: World) -> dict[str, Tensor]:
-    """Gradients by name: they take the weights' place for as long as it takes to gather them."""
-    kept = {name: local(parameter).clone() for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
-        local(parameter).copy_(local(parameter.grad))
-    found = full_parameters(model, world)
-    for name, parameter in model.named_parameters():
-        local(parameter).copy_(kept[name])
-    return {name: value for name, value in found.items() if "bias" not in name}
+def gathered(model: Transformer, world: World, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the first process, by way of a checkpoint; others get an empty dict."""
+    directory = world.broadcast(mkdtemp() if world.is_first else None)
+    pieces = as_pieces(model, world, {name: each.detach() for name, each in tensors.items()})
+    dcp.save(dict(pieces), checkpoint_id=directory)
+    found: dict[str, Tensor] = {}
+    if world.is_first:
+        stored = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+        found = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in stored.items()}
+        dcp.load(found, checkpoint_id=directory, no_dist=True)
+        shutil.rmtree(directory)
+    world.barrier()
+    return found

@@ -208,7 +208,7 @@ def test_a_damaged_run_file_is_refused(text: str, corpus: Corpus, tmp_path: Path
         make_run(config, corpus)
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "export"])
+@pytest.mark.parametrize("name", ["checkpoints", "export", "spent.json"])
 def test_what_is_of_no_known_run_is_not_taken_for_one(name: str, corpus: Corpus, tmp_path: Path):
     kept = tmp_path / "run" / name / "kept"
     kept.mkdir(parents=True)

@@ -27,7 +27,7 @@ def report(run: Path, /, *, corpus: Path | None = None) -> None:
 
 
 def _own_corpus(run: Path) -> Path | None:
-    from tapwater.train.loop import RUN_FILE
+    from tapwater.train.settled import RUN_FILE
 
     path = run / RUN_FILE
     if not path.is_file():

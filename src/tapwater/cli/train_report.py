@@ -9,6 +9,7 @@ from tapwater.cli import train_plots as plots
 from tapwater.cli.report_parts import drawing, grid, page, section
 from tapwater.errors import TrainingError
 from tapwater.train import health
+from tapwater.train.clock import Spent, read_spent
 from tapwater.train.metrics import read_evaluations, read_steps
 
 POINTS = 600  # of a curve; more are averaged
@@ -19,14 +20,15 @@ DEAD_SHOWN = 40
 def write_training_report(run: Path, corpus: Path | None) -> Path:
     """Write `report.html` into a run's directory and return its path; `corpus` holds baselines.json, if there is one.
 
-    Raises TrainingError when the run has no step yet, DataError for damaged baselines.
+    Raises TrainingError when the run has no step yet or its spent.json is damaged, DataError for damaged baselines.
     """
     steps, evaluations = read_steps(run), read_evaluations(run)
     if not steps:
         raise TrainingError(f"{run}: no step is finished yet, so there is nothing to report")
     baselines = health.read_baselines(corpus) if corpus is not None else {}
     path = run / "report.html"
-    path.write_text(training_report(run.resolve().name, steps, evaluations, baselines), encoding="utf-8")
+    text = training_report(run.resolve().name, steps, evaluations, baselines, read_spent(run))
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -35,8 +37,9 @@ def training_report(
     steps: Sequence[health.Line],
     evaluations: Sequence[health.Line],
     baselines: Mapping[str, Mapping[str, float]],
+    spent: Spent | None,
 ) -> str:
-    """The page."""
+    """The page; without `spent` its cost is that of the last step, which knows of nothing after it."""
     last = steps[-1]
     return page(
         name,
@@ -44,7 +47,7 @@ def training_report(
         f"{last['step']:,} steps, {last['tokens']:,} tokens",
         "Losses are in nats per token, over the global batch; long curves are averaged.",
         (
-            _summary(steps, evaluations),
+            _summary(steps, evaluations, spent),
             _losses(steps),
             _heldout(evaluations, baselines),
             _routing(steps),
@@ -53,7 +56,7 @@ def training_report(
     )
 
 
-def _summary(steps: Sequence[health.Line], evaluations: Sequence[health.Line]) -> str:
+def _summary(steps: Sequence[health.Line], evaluations: Sequence[health.Line], spent: Spent | None) -> str:
     last = steps[-1]
     seconds = sum(value for _, value in health.curve(steps, "seconds"))
     rows = [("loss of the last step", _number(last["loss"], ".4f"))]
@@ -62,7 +65,9 @@ def _summary(steps: Sequence[health.Line], evaluations: Sequence[health.Line]) -
         if evaluations[-1].get("fim_exact") is not None:
             rows.append(("infills exact", f"{evaluations[-1]['fim_exact']:.1%}"))
     rows += [("tokens", f"{last['tokens']:,}"), ("hours of steps", f"{seconds / 3600:.3g}")]
-    cost = last.get("cost_usd")
+    if spent is not None:
+        rows.append(("hours in all", f"{spent.elapsed_s / 3600:.3g}"))
+    cost = last.get("cost_usd") if spent is None else spent.cost_usd
     if cost is None:
         rows.append(("cost", "no rent known"))
     else:
@@ -136,7 +141,7 @@ def _dead(windows: Sequence[health.LoadWindow]) -> str:
 def _speed(steps: Sequence[health.Line]) -> str:
     speed = _plot("speed", _series(steps, {"tokens_per_s": "speed"}), "tokens per second", "Of whole steps.")
     mfu = _plot("mfu", _series(steps, {"mfu": "MFU"}), "MFU", "Share of the products' peak that was measured here.")
-    cost = _plot("cost", _series(steps, {"cost_usd": "cost"}), "$", "Of the run so far.")
+    cost = _plot("cost", _series(steps, {"cost_usd": "cost"}), "$", "Of the run until then, all its time.")
     return section("Speed and cost", _plots([speed, mfu, cost]))
 
 

@@ -21,7 +21,7 @@ from tapwater.parallel.gradients import by_mesh, clip_gradients, sum_after_backw
 from tapwater.parallel.mesh import World, join, leave
 from tapwater.parallel.pipeline import Pipeline, Sums
 from tapwater.parallel.stage import MicroBatch, TokenLoss
-from tapwater.parallel.state import as_pieces, full_parameters, sharded_state
+from tapwater.parallel.state import as_pieces
 
 __all__ = [
     "MicroBatch",
@@ -32,7 +32,6 @@ __all__ = [
     "as_pieces",
     "by_mesh",
     "clip_gradients",
-    "full_parameters",
     "join",
     "leave",
     "part_of_model",
@@ -40,6 +39,5 @@ __all__ = [
     "routed_layers",
     "shard",
     "sharded_names",
-    "sharded_state",
     "sum_after_backward",
 ]

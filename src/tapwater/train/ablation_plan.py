@@ -20,8 +20,8 @@ from tapwater.parallel import World
 from tapwater.train.loop import Run
 from tapwater.train.probe import Precision
 from tapwater.train.schedule import sequences_at
+from tapwater.train.settled import check_same, plain
 from tapwater.train.setup import check_corpus, choose_precision, seconds_of
-from tapwater.train.state import check_same, plain
 
 PLAN_FILE = "plan.json"
 SAMPLED_ROWS = 256  # of which the lengths of documents are taken

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tapwater.cost.counts import parameters
 from tapwater.train.ablation import is_finished
 from tapwater.train.ablation_plan import Plan, Planned, run_directory
+from tapwater.train.clock import rent
 from tapwater.train.metrics import read_evaluations, read_steps
 
 SMOOTHED_SHARE = 0.05  # of a run's steps, over whose losses the mean is taken: single steps differ by their text
@@ -139,10 +140,6 @@ def reach(curve: Curve, target_loss: float, usd_per_hour: Decimal | None) -> Rea
         float(values[before] + share * (values[after] - values[before])) for values in (curve.tokens, curve.seconds)
     )
     return Reached(tokens, seconds, rent(seconds, usd_per_hour))
-
-
-def rent(seconds: float, usd_per_hour: Decimal | None) -> Decimal | None:
-    return None if usd_per_hour is None else usd_per_hour * Decimal(round(1000 * seconds)) / 3_600_000
 
 
 class _Lines:

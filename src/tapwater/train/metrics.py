@@ -36,7 +36,7 @@ class StepMetrics:
     tokens_per_s: float
     mfu: float | None  # share of the measured peak
     seconds: float  # of this step
-    cost_usd: Decimal | None  # of the run so far; None: no rent is known
+    cost_usd: Decimal | None  # of all the run's time so far; None: no rent is known
     load_LE: Sequence[Sequence[int]] = ()
 
 

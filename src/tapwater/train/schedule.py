@@ -2,7 +2,7 @@
 
 from math import cos, pi
 
-from tapwater.config.pretrain import BatchSection, ScheduleSection
+from tapwater.config.pretrain import BatchSection, PretrainConfig, ScheduleSection
 from tapwater.errors import ConfigError
 
 
@@ -47,3 +47,8 @@ def sequences_at(step: int, section: BatchSection, per_round: int) -> int:
         return section.sequences
     grown = (section.sequences - section.ramp_from) * step // section.ramp_steps
     return section.ramp_from + grown // per_round * per_round
+
+
+def rows_per_round(config: PretrainConfig) -> int:
+    """The rows that all processes take at a time."""
+    return config.batch.micro_sequences * config.parallel.dp

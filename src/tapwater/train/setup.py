@@ -1,13 +1,11 @@
 """What is settled before the first step: that the run can be, in which arithmetic, and how long it is."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from tapwater.checkpoint import load_hf
 from tapwater.config import ModelConfig, PretrainConfig, replace_fields
 from tapwater.cost.hardware import machine
 from tapwater.cost.layout import Layout
@@ -15,14 +13,17 @@ from tapwater.cost.memory import training_memory
 from tapwater.cost.recipe import Recipe
 from tapwater.data.corpus import Corpus
 from tapwater.data.heldout import heldout_rows
+from tapwater.data.loader import Loader
 from tapwater.errors import ConfigError
 from tapwater.model import Sequences, Transformer
-from tapwater.parallel import World, random_weights
+from tapwater.parallel import World
 from tapwater.train.loss import Rows, losses_of
 from tapwater.train.masters import Masters
 from tapwater.train.probe import Precision, fastest_precision
+from tapwater.train.step import Step
 
 GB = 1e9
+MINUTES_SHARE = 0.95  # of train.minutes that steps get; evaluations and checkpoints have the rest
 TRIAL_LAYERS = 2  # of the model that precisions are tried on, besides dense ones before the first experts
 
 
@@ -95,23 +96,6 @@ def free_bytes() -> float:
     return torch.iinfo(torch.int64).max  # a system that does not say so refuses by itself
 
 
-def starting_weights(config: PretrainConfig) -> Iterable[tuple[str, Tensor]]:
-    """Random weights by the run's seed, or those of init.checkpoint in float32."""
-    if config.init.checkpoint is None:
-        return random_weights(config.model, config.train.seed)
-    model = load_hf(Path(config.init.checkpoint), torch.float32)
-    shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
-    with torch.device("meta"):
-        wanted = {name: tuple(each.shape) for name, each in Transformer(config.model).state_dict().items()}
-    for name in sorted(shapes.keys() | wanted.keys()):
-        if shapes.get(name) != wanted.get(name):
-            raise ConfigError(
-                f"init: {config.init.checkpoint} has {name} {shapes.get(name, 'not at all')}, the model of this run "
-                f"{wanted.get(name, 'not at all')}; a stage may change rope and lengths, not weights"
-            )
-    return model.state_dict().items()
-
-
 def choose_precision(config: PretrainConfig, world: World) -> Precision:
     """The precision asked for; `auto` is bf16 on a GPU, on a CPU whichever takes less time in a few layers."""
     asked = config.train.precision
@@ -145,6 +129,23 @@ def _faster(config: PretrainConfig) -> Precision:
 def _trial_model(config: ModelConfig, precision: Precision) -> tuple[Transformer, Masters]:
     model = Transformer.random(config, 0)
     return model, Masters(model, precision)
+
+
+def num_steps(config: PretrainConfig, corpus: Corpus, step: Step, world: World) -> int:
+    """train.steps, or how many steps train.minutes are worth: `step` is timed and left as it was."""
+    train = config.train
+    if train.steps is not None:
+        return train.steps
+    assert train.minutes is not None
+    loader = Loader(corpus, config.data, train.seed)
+
+    def work() -> None:
+        step.forward_backward(loader.draw(config.batch.sequences), 0)
+        step.optimizers.rehearse()
+
+    seconds = world.broadcast(seconds_of(work))
+    step.optimizers.forget()
+    return max(1, round(MINUTES_SHARE * train.minutes * 60 / seconds))
 
 
 def seconds_of(work: Callable[[], object], rounds: int = 2) -> float:

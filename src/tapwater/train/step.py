@@ -45,17 +45,17 @@ class Step:
         config: PretrainConfig,
     ) -> None:
         self.model, self.pipeline, self.world, self._config = model, pipeline, world, config
-        self._masters, self._optimizers = masters, optimizers
+        self.masters, self.optimizers = masters, optimizers
         self._balance = config.balance if config.model.is_moe else None
 
     def run(self, batch: Batch, rate_share: float, number: int) -> Trained:
         """Step `number` (0 is the first) on the global `batch`, at `rate_share` of the highest learning rate."""
         losses = self.forward_backward(batch, number)
         norm = self._clip()
-        self._optimizers.set_rates(rate_share)
-        self._optimizers.step()
-        self._optimizers.zero_grad()
-        self._masters.publish()
+        self.optimizers.set_rates(rate_share)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        self.masters.publish()
         self._move_biases(losses.load_LE)
         return Trained(losses, norm)
 
@@ -88,7 +88,7 @@ class Step:
             losses = losses_of(self.model, rows, num_targets, row_share)
             sum_after_backward(self.model, index == len(parts) - 1)
             losses.total(self._config.train.mtp_weight).backward()
-            self._masters.take_gradients()
+            self.masters.take_gradients()
             found = losses.detached() if found is None else found.plus(losses.detached())
         assert found is not None
         return found
@@ -99,12 +99,12 @@ class Step:
 
         batches = [MicroBatch(rows.tokens_T, rows.sequences, rows.balance) for rows in parts]
         sums = pipeline.forward_backward(batches, token_loss, row_share)
-        self._masters.take_gradients()
+        self.masters.take_gradients()
         balances: list[BalanceLosses] = [] if sums.balance is None else [sums.balance]
         return with_balance(sums.loss, torch.zeros_like(sums.loss), balances, 1.0)
 
     def _clip(self) -> float:
-        return clip_gradients(self._masters.named.values(), self._config.optimizer.clip_norm, self.world)
+        return clip_gradients(self.masters.named.values(), self._config.optimizer.clip_norm, self.world)
 
     def _undropped(self, batch: Batch, number: int) -> Tensor | None:
         """Which rows keep all their tokens: drawn from the seed and the step, alike in every process."""

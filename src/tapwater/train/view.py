@@ -33,7 +33,7 @@ class Progress:
     grad_norm: float
     tokens: int
     tokens_per_s: float
-    elapsed_s: float
+    elapsed_s: float  # of the run, over all interruptions
     left_s: float | None = None
     mfu: float | None = None
     bits_per_byte: float | None = None  # of the last evaluation
