@@ -126,11 +126,10 @@ def stages(work: Path, evaluation: Path) -> dict[str, float]:
     timed("read", lambda: list(documents(tree, STAGE_BYTES)))
     ends = np.searchsorted(np.cumsum([each.num_bytes for each in raw]), np.arange(BATCH_BYTES, num_bytes, BATCH_BYTES))
     cuts = [slice(start, end) for start, end in pairwise([0, *ends.tolist(), len(raw)])]
-    texts = normalise_all([each.text for each in raw])
+    texts, utf8 = normalise_all([each.text for each in raw])
     timed("normalise", lambda: [normalise_all([each.text for each in raw[cut]]) for cut in cuts])
     limits = FilterSection()
-    timed("filters", lambda: [judge(texts[cut], ["python"] * len(texts[cut]), limits) for cut in cuts])
-    utf8 = [text.encode() for text in texts]
+    timed("filters", lambda: [judge(texts[cut], utf8[cut], ["python"] * len(texts[cut]), limits) for cut in cuts])
     batches = [utf8[cut] for cut in cuts]
     words = [hash_words(batch) for batch in batches]
     timed("words", lambda: [hash_words(batch) for batch in batches])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapwater.config.corpus import FilterSection
-from tapwater.data.filters import judge
+from tapwater.data import filters
 from tapwater.data.language import ProseLanguage
 from tapwater.data.measures import measure
 from tapwater.data.normalise import normalise, normalise_all
@@ -19,6 +19,10 @@ PROSE_TEXT = "\n".join(
     f"The {n}th river of the country runs slowly down to the sea, and many people live by it." for n in range(9)
 )
 CODE = "\n".join(f"def area_{n}(width, height):\n    return width * height + {n}\n" for n in range(9))
+
+
+def judge(texts: list[str], languages: list[str], limits: FilterSection) -> list[str | None]:
+    return filters.judge(texts, [text.encode() for text in texts], languages, limits)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,8 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
 
 @given(st.lists(st.text(st.sampled_from("ab \t\n\r\x0c\x7f\x85é\u0301\ufeff三\xa0"), max_size=12), max_size=6))
 def test_many_at_once_are_normalised_as_each_alone(texts: list[str]) -> None:
-    assert normalise_all(texts) == [normalise(text) for text in texts]
+    alone = [normalise(text) for text in texts]
+    assert normalise_all(texts) == (alone, [text.encode() for text in alone])
 
 
 LINES = st.lists(
@@ -54,7 +59,8 @@ LINES = st.lists(
 
 @given(st.lists(LINES.map("\n".join).filter(str.strip).map(normalise), min_size=1, max_size=5))
 def test_measures_are_those_of_python(texts: list[str]) -> None:
-    for text, found in zip(texts, measure(texts, ["python"] * len(texts)), strict=True):
+    measured = measure(texts, [text.encode() for text in texts], ["python"] * len(texts))
+    for text, found in zip(texts, measured, strict=True):
         lines, utf8 = text.split("\n"), text.encode()
         filled = [line for line in lines if line]
         assert (found.num_lines, found.num_filled_lines) == (len(lines), len(filled))
@@ -109,7 +115,7 @@ def test_a_hexadecimal_table_is_a_blob_to_a_lenient_digit_filter() -> None:
 
 def test_lines_that_end_alike_are_not_taken_for_repeated() -> None:
     text = "\n".join(f"{number:02} apples and pears" for number in range(99))
-    assert measure([text], ["python"])[0].fewest_distinct_lines == 1
+    assert measure([text], [text.encode()], ["python"])[0].fewest_distinct_lines == 1
     assert judge([text], ["python"], LIMITS) == [None]
 
 

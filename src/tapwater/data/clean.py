@@ -110,10 +110,10 @@ def _judged(
     raw: list[Document], source: SourceSection, limits: FilterSection, language_of: ProseLanguage, tally: Tally
 ) -> list[tuple[Document, bytes]]:
     """Those that stay, normalised."""
-    texts = normalise_all([each.text for each in raw])
-    reasons = judge(texts, [each.language for each in raw], limits)
+    texts, utf8 = normalise_all([each.text for each in raw])
+    reasons = judge(texts, utf8, [each.language for each in raw], limits)
     kept: list[tuple[Document, bytes]] = []
-    for document, text, reason in zip(raw, texts, reasons, strict=True):
+    for document, text, encoded, reason in zip(raw, texts, utf8, reasons, strict=True):
         language = document.language
         if reason is None and not language:
             language = language_of(text)
@@ -121,7 +121,7 @@ def _judged(
                 reason = "language"
         judged = Document(text, document.source, document.name, document.licence, language)
         if reason is None:
-            kept.append((judged, text.encode()))
+            kept.append((judged, encoded))
         else:
             tally.drop(judged, reason)
     return kept

@@ -1,10 +1,9 @@
 """A document: the unit that is read, filtered, counted and never cut before packing."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """Text and where it is from; `source` is a name of the configuration, `name` is unique in it."""
 
     text: str

@@ -8,6 +8,7 @@ document that resembles any earlier one goes, even when that one went itself, so
 order of the documents.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from tapwater.data.words import Runs, hash_ngrams
 UNIQUE, EXACT, NEAR = 0, 1, 2
 _PARTITIONS = 64  # a partition of 100 million documents in 16 bands is 600 MB
 _KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u8")])
+_WAITING = 2**16  # keys in memory before they are written: 1.5 MB
 _SEED = 42  # of the permutations: nothing that is kept depends on them
 _NEIGHBOURS = (
     32  # earlier documents of one band hash that a document is compared with, nearest first, besides the first
@@ -38,22 +40,36 @@ class Partitions:
     def __init__(self, directory: Path, name: str) -> None:
         self._paths = [directory / f"{name}-{number:02d}" for number in range(_PARTITIONS)]
         self._files = [path.open("wb") for path in self._paths]
+        self._waiting: list[Keys] = []
+        self._num_waiting = 0
 
     def add(self, keys: Keys) -> None:
-        chosen = keys["high"] >> np.uint64(58)
-        keys = keys[np.argsort(chosen, kind="stable")]
-        ends = np.cumsum(np.bincount(chosen.astype(np.int64), minlength=_PARTITIONS))
-        for file, part in zip(self._files, np.split(keys, ends[:-1]), strict=True):
-            file.write(part.tobytes())
+        """Keys of later documents than those before."""
+        self._waiting.append(keys)
+        self._num_waiting += len(keys)
+        if self._num_waiting >= _WAITING:
+            self._write()
 
     def close(self) -> None:
+        if self._waiting:
+            self._write()
         for file in self._files:
             file.close()
+
+    def _write(self) -> None:
+        keys = np.concatenate(self._waiting)
+        self._waiting.clear()
+        self._num_waiting = 0
+        chosen = (keys["high"] >> np.uint64(58)).astype(np.uint8)
+        keys = keys[np.argsort(chosen, kind="stable")]
+        ends = np.cumsum(np.bincount(chosen, minlength=_PARTITIONS))
+        for file, part in zip(self._files, np.split(keys, ends[:-1]), strict=True):
+            file.write(part.tobytes())
 
     def sorted(self, number: int) -> tuple[Keys, NDArray[np.bool_]]:
         """The keys of one file, equal ones in the order of documents; and whether each equals the one before."""
         keys = np.fromfile(self._paths[number], dtype=_KEY)
-        keys = keys[np.lexsort((keys["document"], keys["low"], keys["high"]))]
+        keys = keys[np.lexsort((keys["low"], keys["high"]))]  # stable, and documents were added in order
         same = np.zeros(len(keys), dtype=bool)
         same[1:] = (keys["high"][1:] == keys["high"][:-1]) & (keys["low"][1:] == keys["low"][:-1])
         return keys, same
@@ -121,7 +137,10 @@ def signatures(shingles: Runs, num_permutations: int) -> NDArray[np.uint32]:
     """[documents, permutations]: MinHash of each set of shingles; two agree in a share that is near their Jaccard."""
     offsets = shingles.offsets.astype(np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(shingles.hashes, offsets, num_permutations, _SEED)
-    return np.array(matrix.to_rows(), dtype="<u4").reshape(len(offsets) - 1, num_permutations)
+    entries = array("I")  # numpy takes twice as long over lists
+    for row in matrix.to_rows():
+        entries.fromlist(row)
+    return np.frombuffer(entries, dtype=np.uint32).reshape(len(offsets) - 1, num_permutations)
 
 
 def _keys(high: NDArray[np.uint64], low: NDArray[np.uint64], documents: NDArray[np.uint64]) -> Keys:

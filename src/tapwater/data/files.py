@@ -18,6 +18,7 @@ from tapwater.data.tally import Tally
 from tapwater.errors import DataError
 
 PACKED = (".gz", ".zst")
+_PART = 2**16  # bytes
 
 
 def suffix_of(name: str) -> str:
@@ -38,11 +39,12 @@ def files_of(source: SourceSection, suffixes: tuple[str, ...], seed: int, tally:
     """
     roots = sorted({str(Path(root).absolute()) for path in source.paths for root in _expand(path, source.name)})
     base = os.path.commonpath([root if Path(root).is_dir() else str(Path(root).parent) for root in roots])
+    prefix = base.rstrip(os.sep) + os.sep
     found = _walk(roots, base, source, source.include or suffixes)
     if source.limit_bytes is not None:
         found = iter(sorted(found, key=lambda name: blake2b(os.fsencode(f"{seed} {name}"), digest_size=8).digest()))
     for name in found:
-        path = os.path.join(base, name)  # noqa: PTH118 - an object of pathlib costs more than to read the file
+        path = f"{prefix}{name}"  # an object of pathlib costs more than to read the file
         if not name.isascii():
             name = os.fsencode(name).decode(errors="replace")  # a file's name need not be UTF-8, a document's is
         if os.path.isfile(path):  # noqa: PTH113
@@ -96,11 +98,17 @@ def read_bytes(path: str, most: int) -> bytes:
         with unpacked(path) as stream:
             return stream.read(most)
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - no buffer to make for one read
-            data = file.readall() if os.fstat(file.fileno()).st_size < most else file.read(most)
+        file = os.open(path, os.O_RDONLY)  # most files are small: an object of Python's costs as much as to read one
+        try:
+            parts: list[bytes] = []
+            while most > 0 and (part := os.read(file, min(most, _PART))):
+                parts.append(part)
+                most -= len(part)
+        finally:
+            os.close(file)
     except OSError as error:
         raise _cannot_read(path, error) from None
-    return data[:most]
+    return b"".join(parts)
 
 
 @contextmanager

@@ -97,7 +97,10 @@ def generated(document: Measures, limits: FilterSection) -> str | None:
     if limits.generated_marks == "keep":
         return None
     head = "\n".join(document.text[:2000].split("\n", _GENERATED_LINES)[:_GENERATED_LINES]).lower()
-    return "generated" if any(mark in head for mark in GENERATED_MARKS) else None
+    for mark in GENERATED_MARKS:
+        if mark in head:
+            return "generated"
+    return None
 
 
 def markup(document: Measures, _: FilterSection) -> str | None:
@@ -139,15 +142,21 @@ SOURCE: tuple[Filter, ...] = (
 )
 
 
-def judge(texts: Sequence[str], languages: Sequence[str], limits: FilterSection) -> list[str | None]:
-    """For each normalised text the reason of the first filter that drops it; None when it stays.
+def judge(
+    texts: Sequence[str], utf8: Sequence[bytes], languages: Sequence[str], limits: FilterSection
+) -> list[str | None]:
+    """For each normalised text, and its UTF-8, the reason of the first filter that drops it; None when it stays.
 
     A text of a programming language is judged by SOURCE, one of no language yet ("") by PROSE.
     """
     reasons: list[str | None] = ["too_short"] * len(texts)  # in a text of nothing there is nothing to measure
     filled = [number for number, text in enumerate(texts) if text]
     if filled:
-        measured = measure([texts[number] for number in filled], [languages[number] for number in filled])
+        measured = measure(
+            [texts[number] for number in filled],
+            [utf8[number] for number in filled],
+            [languages[number] for number in filled],
+        )
         for number, document in zip(filled, measured, strict=True):
             reasons[number] = _first_reason(document, limits)
     return reasons

@@ -44,13 +44,12 @@ class Measures(NamedTuple):
         return max(map(len, self.text.split("\n")))
 
 
-def measure(texts: Sequence[str], languages: Sequence[str]) -> list[Measures]:
+def measure(texts: Sequence[str], utf8: Sequence[bytes], languages: Sequence[str]) -> list[Measures]:
     """Of texts that are normalised and hold a character at least: together, for each is short to numpy."""
-    utf8 = [text.encode() for text in texts]
     sizes = np.array([len(each) for each in utf8])
-    counts = np.stack([np.bincount(np.frombuffer(each, dtype=np.uint8), minlength=256) for each in utf8])
-    shares = counts / sizes[:, None]
-    bits = -(shares * np.log2(shares, where=counts > 0, out=np.zeros_like(shares))).sum(axis=1)
+    counts = np.concatenate([np.bincount(np.frombuffer(each, dtype=np.uint8), minlength=256) for each in utf8])
+    counts = counts.reshape(-1, 256)
+    bits = np.log2(sizes) - (counts * np.log2(np.maximum(counts, 1))).sum(axis=1) / sizes
     columns = (_sizes_of_lines(utf8, counts[:, ord("\n")] + 1), counts @ _CLASSES, bits[:, None])
     rows = [values for column in columns for values in column.T.tolist()]
     return list(map(Measures._make, zip(texts, utf8, languages, map(len, texts), *rows, strict=True)))

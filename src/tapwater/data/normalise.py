@@ -8,28 +8,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 _C0 = bytes(code for code in (*range(0x20), 0x7F) if chr(code) not in "\t\n")
-_NOWHERE = np.array([], dtype=np.int64)
 _SLICE = 2**17  # bytes whose marks stay in a processor's cache
 _C1 = re.compile("[\x80-\x9f]")
 _BLANK, _TAB, _NEWLINE, _DELETE, _C1_LEAD = b" \t\n\x7f\xc2"
 
 
-def normalise_all(texts: Sequence[str]) -> list[str]:
-    """`normalise` of each. Most are in normal form but for outer blanks: found out for all together, by numpy."""
-    stripped = [text.rstrip(" \t\n").lstrip("\n") for text in texts]
-    utf8 = [text.encode() for text in stripped]
-    letters = np.frombuffer(b"\n".join(utf8), dtype=np.uint8)
-    wrong = [start + _wrong(letters[start : start + _SLICE + 1]) for start in range(0, len(letters), _SLICE)]
-    document_ends = np.cumsum([len(each) + 1 for each in utf8])
-    doubtful = set(np.searchsorted(document_ends, np.concatenate([*wrong, _NOWHERE]), side="right").tolist())
-    return [
-        normalise(raw) if number in doubtful or not _is_composed(text) else text
-        for number, (raw, text) in enumerate(zip(texts, stripped, strict=True))
-    ]
+def normalise_all(texts: Sequence[str]) -> tuple[list[str], list[bytes]]:
+    """`normalise` of each, and its UTF-8.
+
+    Most are in normal form but for outer blanks: found out for all together, by numpy.
+    """
+    normal = [text.rstrip(" \t\n").lstrip("\n") for text in texts]
+    utf8 = [text.encode() for text in normal]
+    letters = np.frombuffer(b"\n".join([*utf8, b""]), dtype=np.uint8)
+    wrong = np.empty(len(letters), dtype=bool)
+    for start in range(0, len(letters), _SLICE):
+        wrong[start : start + _SLICE] = _wrong(letters[start : start + _SLICE + 1])[:_SLICE]
+    starts = np.cumsum([0, *(len(each) + 1 for each in utf8)])[:-1]
+    doubtful = np.logical_or.reduceat(wrong, starts).tolist() if len(starts) else []
+    for number, raw in enumerate(texts):
+        if doubtful[number] or not _is_composed(normal[number]):
+            normal[number] = normalise(raw)
+            utf8[number] = normal[number].encode()
+    return normal, utf8
 
 
-def _wrong(letters: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Where there is a control character or a blank at the end of a line."""
+def _wrong(letters: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether there is a control character or a blank at the end of a line."""
     wrong = letters - np.uint8(_NEWLINE + 1) < 0x20 - _NEWLINE - 1  # what is below wraps around
     wrong |= letters < _TAB
     wrong |= letters == _DELETE
@@ -37,7 +42,7 @@ def _wrong(letters: NDArray[np.uint8]) -> NDArray[np.int64]:
     ends = letters[1:] == _NEWLINE
     wrong[:-1] |= (letters[:-1] == _BLANK) & ends
     wrong[:-1] |= (letters[:-1] == _TAB) & ends
-    return np.flatnonzero(wrong)
+    return wrong
 
 
 def _is_composed(text: str) -> bool:

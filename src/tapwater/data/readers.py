@@ -26,14 +26,15 @@ def read(source: SourceSection, max_chars: int, seed: int, tally: Tally) -> Iter
     num_documents = num_bytes = 0
     for document in _READERS[source.kind](source, 4 * max_chars, seed, tally):  # UTF-8 has 4 bytes at the most
         num_documents += 1
-        num_bytes += document.num_bytes
-        if source.limit_bytes is not None and num_bytes > source.limit_bytes:
-            if num_documents == 1:
-                raise DataError(
-                    f"source {source.name}: limit_bytes {source.limit_bytes} is less than its first document, "
-                    f"{document.name} of {num_bytes} bytes; raise it"
-                )
-            return
+        if source.limit_bytes is not None:
+            num_bytes += document.num_bytes
+            if num_bytes > source.limit_bytes:
+                if num_documents == 1:
+                    raise DataError(
+                        f"source {source.name}: limit_bytes {source.limit_bytes} is less than its first document, "
+                        f"{document.name} of {num_bytes} bytes; raise it"
+                    )
+                return
         yield document
     if num_documents == 0:
         reasons = ", ".join(

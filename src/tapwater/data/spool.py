@@ -1,6 +1,5 @@
-"""Documents on disk between two passes: one zstandard stream, in order."""
+"""Documents on disk between two passes, in order: zstandard frames, each of many documents."""
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,31 +10,48 @@ import zstandard
 from tapwater.data.document import Document
 from tapwater.data.files import unpacked
 
-_LEVEL = -5  # fast: 0.4 of source text is left; it is read back once or twice and then thrown away
+_LEVEL = -10  # fast: 0.4 of source text is left; it is read back once or twice and then thrown away
+_FRAME_BYTES = 2**20
 
 
 class Spool:
-    """Writes documents; each is a line of JSON about it and its UTF-8."""
+    """Writes documents; a frame is a line of JSON about its documents, and their UTF-8."""
 
     def __init__(self, path: Path) -> None:
-        self._file = zstandard.open(path, "wb", cctx=zstandard.ZstdCompressor(level=_LEVEL))
-        self._stream = io.BufferedWriter(self._file, buffer_size=2**20)
+        self._file = path.open("wb")
+        self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        self._clear()
 
     def __enter__(self) -> "Spool":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._stream.close()
+        with self._file:
+            self._flush()
 
     def write(self, document: Document, utf8: bytes) -> None:
         """`utf8` is the document's text."""
-        head = [len(utf8), document.source, document.name, document.licence, document.language]
-        self._stream.write(json.dumps(head).encode() + b"\n" + utf8)
+        self._heads.append((len(utf8), document.source, document.name, document.licence, document.language))
+        self._texts.append(utf8)
+        self._num_bytes += len(utf8)
+        if self._num_bytes >= _FRAME_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._heads:
+            head = json.dumps(self._heads).encode() + b"\n"
+            self._file.write(self._compressor.compress(b"".join([head, *self._texts])))
+            self._clear()
+
+    def _clear(self) -> None:
+        self._heads: list[tuple[int, str, str, str, str]] = []
+        self._texts: list[bytes] = []
+        self._num_bytes = 0
 
 
 def read_spool(path: Path) -> Iterator[Document]:
     """The documents of a finished spool."""
     with unpacked(path) as stream:
-        while head := stream.readline():
-            size, source, name, licence, language = json.loads(head)
-            yield Document(stream.read(size).decode(), source, name, licence, language)
+        while heads := stream.readline():
+            for size, *about in json.loads(heads):
+                yield Document(stream.read(size).decode(), *about)

@@ -19,7 +19,7 @@ _LOWER = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() or byte == ord("_") else 0 for byte in bytes(range(256)).lower()
 )
 _PIECES = 8  # a word is known by its length and its first 64 bytes
-_ALL = np.uint64(2**64 - 1)
+_FIRST_BYTES = np.array([2 ** (8 * count) - 1 for count in range(9)], dtype=np.uint64)  # a mask of the first `count`
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -41,18 +41,16 @@ class Runs:
 
 def hash_words(texts: Sequence[bytes]) -> Runs:
     """The words of UTF-8 texts, in order."""
-    joined = b"\0".join([*texts, bytes(8 * (_PIECES + 1))]).translate(_LOWER)
+    joined = b"\0".join([b"", *texts, bytes(8 * (_PIECES + 1))]).translate(_LOWER)
     letters = np.frombuffer(joined, dtype=np.uint8)
     inside = letters != 0
-    changes = inside.copy()
-    changes[1:] ^= inside[:-1]
-    edges = np.flatnonzero(changes)  # starts and ends of words in turn
-    within = np.flatnonzero(inside[:-1] & (letters[1:] >= _FIRST_IDEOGRAPHIC_BYTE)) + 1  # one ends, one starts
-    if len(within):
+    edges = np.flatnonzero(inside[1:] != inside[:-1])  # starts and ends of words in turn, the first byte not counted
+    if letters.max() >= _FIRST_IDEOGRAPHIC_BYTE:
+        within = np.flatnonzero(inside[:-1] & (letters[1:] >= _FIRST_IDEOGRAPHIC_BYTE))  # one ends, one starts
         edges = np.insert(edges, np.searchsorted(edges, within).repeat(2), within.repeat(2))
     starts, lengths = edges[0::2], edges[1::2] - edges[0::2]
-    eights: Hashes = np.ndarray(len(joined) - 7, dtype="<u8", buffer=joined, strides=(1,))
-    hashes = _mix(_first_eight(eights, starts, lengths) + lengths.astype(np.uint64) * _ODD)
+    eights: Hashes = np.ndarray(len(joined) - 8, dtype="<u8", buffer=joined, offset=1, strides=(1,))
+    hashes = _mix(_first_eight(eights, starts, lengths) + lengths.view(np.uint64) * _ODD)
     longer = np.flatnonzero(lengths > 8)
     for piece in range(1, _PIECES):
         left = lengths[longer] - 8 * piece
@@ -64,9 +62,7 @@ def hash_words(texts: Sequence[bytes]) -> Runs:
 
 def _first_eight(eights: Hashes, starts: Offsets, lengths: Offsets) -> Hashes:
     """The first 8 bytes of words, zeros after their ends; a word has a byte at least."""
-    unused = np.minimum(lengths, 8)
-    unused = np.subtract(8, unused, out=unused) << 3
-    return eights[starts] & (_ALL >> unused.view(np.uint64))
+    return eights[starts] & _FIRST_BYTES.take(lengths, mode="clip")
 
 
 def hash_ngrams(words: Runs, length: int) -> Runs:
