@@ -10,6 +10,50 @@ namespace TW_ISA {
 
 static inline __attribute__((always_inline)) f32x16 sigmoid(f32x16 x) { return splat(1.0f) / (splat(1.0f) + exponential(-x)); }
 
+// One step of a transpose: of squares of 2 * Size numbers, the upper right and the lower left quarter change places.
+template <int Size>
+static inline __attribute__((always_inline)) void swap_quarters(u16x16* rows) {
+    constexpr uint16_t size = Size, other = kLanes, back = kLanes - Size;
+    const u16x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const u16x16 low = (lane & size) != 0 ? lane + back : lane, high = (lane & size) != 0 ? lane + other : lane + size;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+        if (i & Size) continue;
+        const u16x16 upper = rows[i], lower = rows[i + Size];
+        rows[i] = __builtin_shuffle(upper, lower, low);
+        rows[i + Size] = __builtin_shuffle(upper, lower, high);
+    }
+}
+
+static inline __attribute__((always_inline)) void transpose_square(const uint16_t* x, int64_t stride, uint16_t* y,
+                                                                   int64_t y_stride) {
+    u16x16 rows[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = load<u16x16>(x + i * stride);
+    swap_quarters<8>(rows), swap_quarters<4>(rows), swap_quarters<2>(rows), swap_quarters<1>(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) store(y + i * y_stride, rows[i]);
+}
+
+static void transpose(const uint16_t* x, int64_t stride, int64_t rows, int64_t width, uint16_t* y, int64_t begin,
+                      int64_t end) {
+    constexpr int64_t kLine = 2 * kLanes;  // of y, written whole
+    for (int64_t row = begin; row < end; row += kLine)
+        for (int64_t column = 0; column < width; column += kLanes) {
+            const int64_t count = end - row < kLine ? end - row : kLine;
+            const int64_t across = width - column < kLanes ? width - column : int64_t(kLanes);
+            const uint16_t* from = x + row * stride + column;
+            uint16_t* to = y + column * rows + row;
+            if (count == kLine && across == kLanes) {
+                transpose_square(from, stride, to, rows);
+                transpose_square(from + kLanes * stride, stride, to + kLanes, rows);
+                continue;
+            }
+            for (int64_t j = 0; j < across; ++j)
+                for (int64_t i = 0; i < count; ++i) to[j * rows + i] = from[i * stride + j];
+        }
+}
+
 template <typename T>
 struct Loops {
     static void rms_norm(const void* x_, int64_t stride, const void* weight_, int64_t width, float eps, void* y_,
@@ -221,7 +265,7 @@ struct Loops {
 #define TW_NAME(x) TW_TEXT(x)
 extern const AttentionKernels attention_kernels;
 extern const TrainingKernels training;
-const TrainingKernels training = {TW_NAME(TW_ISA), {Loops<float>::table, Loops<bfloat16>::table}, &attention_kernels};
+const TrainingKernels training = {TW_NAME(TW_ISA), {Loops<float>::table, Loops<bfloat16>::table}, transpose, &attention_kernels};
 
 }  // namespace TW_ISA
 }  // namespace tw

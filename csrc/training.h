@@ -60,6 +60,8 @@ enum Storage : int64_t { kFloat32 = 0, kBfloat16 = 1 };
 struct TrainingKernels {
     const char* name;
     TrainingLoops loops[2];  // by Storage
+    // Rows begin..end of x become columns of y: [rows, width] to [width, rows].
+    void (*transpose)(const uint16_t* x, int64_t stride, int64_t rows, int64_t width, uint16_t* y, int64_t begin, int64_t end);
     const AttentionKernels* attention;
 };
 

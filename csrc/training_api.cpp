@@ -87,6 +87,13 @@ TW_API int32_t tw_training_force(const char* name) {
     return table ? 0 : 1;
 }
 
+TW_API void tw_transpose(int64_t threads, int64_t rows, int64_t width, const uint16_t* x, int64_t stride, uint16_t* y) {
+    const int64_t lines = (rows + 31) / 32;  // so that no two threads write to the same
+    in_parts(threads, lines, 32 * width, [&](int64_t begin, int64_t end, int64_t) {
+        tw::chosen.load()->transpose(x, stride, rows, width, y, 32 * begin, 32 * end < rows ? 32 * end : rows);
+    });
+}
+
 TW_API void tw_rms_norm(int64_t threads, int64_t storage, int64_t rows, int64_t width, const void* x, int64_t stride,
                         const void* weight, float eps, void* y, float* inverse) {
     in_parts(threads, rows, width, [&](int64_t begin, int64_t end, int64_t) {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tapwater import ops
 from tapwater.errors import ConfigError
-from tapwater.ops import gradients_experts, gradients_loss, native_training, reference, row_loops
+from tapwater.ops import gradients, gradients_experts, gradients_loss, native_training, reference, row_loops
 from tapwater.ops.native import INSTRUCTION_SETS
 
 # of the largest number; bfloat16 keeps 8 bits, and a gradient adds up a few numbers rounded to that
@@ -147,6 +147,22 @@ def test_attention(form: str, dtype: torch.dtype, lengths: tuple[int, ...], grou
         lambda q, k, v: reference.attention(q, k, v, lengths, 0.3),
         [each.to(dtype) for each in inputs],
     )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 70), (33, 16), (64, 48), (100, 130)])
+def test_transposed(form: str, shape: tuple[int, int]) -> None:
+    for dtype in DTYPES:
+        wide = draw(shape[0], shape[1] + 3, seed=1).to(dtype)
+        assert torch.equal(native_training.transposed(wide), wide.T)
+        assert torch.equal(native_training.transposed(wide[:, : shape[1]]), wide[:, : shape[1]].T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("widths", [(8, 8), (8, 40), (40, 8)])  # of x and dy: alike, and either much narrower
+def test_weight_gradients(form: str, dtype: torch.dtype, widths: tuple[int, int]) -> None:
+    x, *dy = (draw(50, width, seed=seed).to(dtype) for seed, width in enumerate((widths[0], widths[1], widths[1])))
+    for found, each in zip(gradients.weight_gradients(x, *dy), dy, strict=True):
+        torch.testing.assert_close(found.double(), each.double().T @ x.double(), rtol=0.01, atol=0.05)
 
 
 @pytest.mark.parametrize("length", [1030, 2050])  # with larger blocks of queries, the last of them short

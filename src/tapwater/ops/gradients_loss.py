@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tapwater.ops import native_training as rows
+from tapwater.ops.gradients import weight_gradients
 
 CHUNK_BYTES = 256 << 20  # of logits; each chunk passes once over the whole weight and its gradient
 
@@ -29,7 +30,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dhidden_RD is not None:
                 torch.mm(part_rW, weight_WD, out=dhidden_RD[start : start + chunk])
             if ctx.needs_input_grad[1]:
-                of_part_WD = part_rW.T @ hidden_rD
+                (of_part_WD,) = weight_gradients(hidden_rD, part_rW)
                 if dweight_WD is None:
                     dweight_WD = of_part_WD if chunk == count else of_part_WD.float()
                 else:

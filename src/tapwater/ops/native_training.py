@@ -58,6 +58,7 @@ def library() -> ctypes.CDLL | None:
         "tw_rms_norm_backward": [*sizes, pointer, number, pointer, number, *[pointer] * 4],
         "tw_silu_product": [*sizes, *[pointer] * 3],
         "tw_silu_product_backward": [*sizes, *[pointer] * 8],
+        "tw_transpose": [number, number, number, pointer, number, pointer],
         "tw_gather": [number, number, number, pointer, number, pointer, pointer],
         "tw_combine": [*sizes, pointer, pointer, number, pointer, pointer],
         "tw_rotate": [*sizes[:3], number, number, pointer, pointer, pointer, real, number, pointer],
@@ -137,6 +138,17 @@ def silu_product_backward(
     tensors = (*inputs, weight_A, *outputs, dweight_A)
     loaded.tw_silu_product_backward(*_sizes(gate_AF), *(None if each is None else each.data_ptr() for each in tensors))
     return *outputs, dweight_A
+
+
+def transposed(x_TD: Tensor) -> Tensor:
+    """See row_loops.transposed."""
+    loaded = library()
+    if loaded is None or x_TD.dtype is not torch.bfloat16:
+        return row_loops.transposed(x_TD)
+    x_TD = _rows(x_TD)
+    y_DT = torch.empty(x_TD.shape[::-1], dtype=x_TD.dtype)
+    loaded.tw_transpose(torch.get_num_threads(), *x_TD.shape, *_strided(x_TD), y_DT.data_ptr())
+    return y_DT
 
 
 def gather(x_TD: Tensor, row_A: Tensor) -> Tensor:

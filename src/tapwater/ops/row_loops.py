@@ -52,6 +52,11 @@ def silu_product_backward(
     return product.to(dtype), dgate.to(dtype), (dy * silu).to(dtype), dweight_A
 
 
+def transposed(x_TD: Tensor) -> Tensor:
+    """x's columns as rows that lie side by side in memory."""
+    return x_TD.T.contiguous()
+
+
 def gather(x_TD: Tensor, row_A: Tensor) -> Tensor:
     """Row row_A[a] of x for each a."""
     if not x_TD.shape[0]:
