@@ -176,6 +176,7 @@ def fill_the_disk(directory: Path) -> None:
 
 
 def save_slowly(directory: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun with it ignored
     store, tensors = _first(directory)
     write = store_module.write_shards
 

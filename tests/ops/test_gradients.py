@@ -165,12 +165,14 @@ def test_weight_gradients(form: str, dtype: torch.dtype, widths: tuple[int, int]
         torch.testing.assert_close(found.double(), each.double().T @ x.double(), rtol=0.01, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [1030, 2050])  # with larger blocks of queries, the last of them short
-def test_attention_of_long_sequences(length: int) -> None:
+def test_attention_of_long_sequences(form: str, dtype: torch.dtype, length: int) -> None:
+    inputs = [draw(length + 5, 2, 24, seed=1), draw(length + 5, 1, 24, seed=2), draw(length + 5, 1, 16, seed=3)]
     assert_close(
         lambda q, k, v: ops.attention(q, k, v, (length, 5), 0.3),
         lambda q, k, v: reference.attention(q, k, v, (length, 5), 0.3),
-        [draw(length + 5, 2, 24, seed=1), draw(length + 5, 1, 24, seed=2), draw(length + 5, 1, 16, seed=3)],
+        [each.to(dtype) for each in inputs],
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tapwater.errors import TrainingError
+from tapwater.errors import CheckpointError, TrainingError
 from tapwater.train.clock import Clock, Spent, read_spent
 from training import make_config, make_corpus, make_run
 
@@ -46,11 +46,32 @@ def test_without_a_rent_there_is_time_alone(now: list[float], tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"elapsed_s": -1, "cost_usd": null}',
-                                  '{"elapsed_s": 1, "cost_usd": "much"}'])  # fmt: skip
+                                  '{"elapsed_s": 1, "cost_usd": "much"}', '{"elapsed_s": 1, "cost_usd": "NaN"}',
+                                  '{"elapsed_s": 1, "cost_usd": "-3"}', '{"elapsed_s": 1, "cost_usd": 0.1}',
+                                  '{"elapsed_s": true, "cost_usd": null}'])  # fmt: skip
 def test_a_damaged_file_is_an_error(text: str, tmp_path: Path):
     (tmp_path / "spent.json").write_text(text)
     with pytest.raises(TrainingError, match=r"spent\.json: is damaged .* remove it"):
         Clock(tmp_path, None)
+
+
+def test_what_ended_a_run_is_told_before_that_its_cost_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    corpus = make_corpus(tmp_path / "corpus")
+    monkeypatch.setattr("tapwater.train.loop.matmul_peak", lambda *_: 1e10)
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    def fail(*_: object) -> None:
+        monkeypatch.setattr(Path, "write_text", full)
+        raise CheckpointError("the checkpoint")
+
+    run = make_run(make_config(corpus, tmp_path / "run", train={"steps": 2}), corpus)
+    monkeypatch.setattr(run.saves, "save", fail)
+    with pytest.raises(CheckpointError, match="the checkpoint"):
+        run.train()
+    with pytest.raises(TrainingError, match=r"spent\.json: cannot be written \(No space left"):
+        run.clock.keep()
 
 
 def test_a_run_counts_what_is_before_its_first_step_and_after_its_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

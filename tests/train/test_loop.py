@@ -109,7 +109,7 @@ def test_micro_batches_add_up_to_the_batch(model: dict, corpus: Corpus, tmp_path
         config = make_config(corpus, tmp_path / str(micro), batch={"micro_sequences": micro}, model=model)
         run = make_run(config, corpus)
         losses = run.step.forward_backward(run.loader.draw(4), 0)
-        runs[micro] = losses, {name: each.grad for name, each in run.masters.named.items()}
+        runs[micro] = losses, {name: each.grad for name, each in run.step.masters.named.items()}
     torch.testing.assert_close(vars(runs[1][0]), vars(runs[4][0]))
     torch.testing.assert_close(runs[1][1], runs[4][1], rtol=1e-4, atol=1e-7)
 
@@ -314,7 +314,7 @@ def test_minutes_become_steps_that_are_kept(corpus: Corpus, tmp_path: Path):
     assert 3 < run.total_steps < 3000
     fresh = make_run(make_config(corpus, tmp_path / "other"), corpus)
     torch.testing.assert_close(run.model.state_dict(), fresh.model.state_dict(), rtol=0, atol=0)
-    assert not any(optimizer.state for optimizer in run.optimizers.list)
+    assert not any(optimizer.state for optimizer in run.step.optimizers.list)
     assert make_run(config, corpus).total_steps == run.total_steps
     assert json.loads((tmp_path / "run" / "run.json").read_text())["total_steps"] == run.total_steps
 

@@ -117,12 +117,13 @@ def test_a_rewind_outlives_the_process(kill: Callable[[Run], None], whole: Path,
         assert torch.equal(weight, expected[name]), name
 
 
-def test_a_damaged_record_of_a_rewind_is_an_error(corpus: Corpus, tmp_path: Path):
+@pytest.mark.parametrize("text", ['{"step": 2', "[]", '{"step": "2"}', '{"step": 2, "detector": {}}'])
+def test_a_damaged_record_of_a_rewind_is_an_error(text: str, corpus: Corpus, tmp_path: Path):
     run = poisoned(corpus, tmp_path)
     kill_in_step(run)
     with pytest.raises(Killed):
         run.train()
-    (tmp_path / "checkpoints" / "rewound.json").write_text('{"step": 2')
+    (tmp_path / "checkpoints" / "rewound.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"rewound\.json.* remove it to go on from the newest checkpoint"):
         poisoned(corpus, tmp_path).train()
 

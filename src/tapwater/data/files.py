@@ -19,6 +19,7 @@ from tapwater.errors import DataError
 
 PACKED = (".gz", ".zst")
 _PART = 2**16  # bytes
+_AS_IT_IS = getattr(os, "O_BINARY", 0)  # Windows else changes ends of lines
 
 
 def suffix_of(name: str) -> str:
@@ -98,7 +99,9 @@ def read_bytes(path: str, most: int) -> bytes:
         with unpacked(path) as stream:
             return stream.read(most)
     try:
-        file = os.open(path, os.O_RDONLY)  # most files are small: an object of Python's costs as much as to read one
+        file = os.open(
+            path, os.O_RDONLY | _AS_IT_IS
+        )  # most files are small: an object of Python's costs as much as to read one
         try:
             parts: list[bytes] = []
             while most > 0 and (part := os.read(file, min(most, _PART))):

@@ -223,7 +223,8 @@ def attention_backward(
     widths = q_THd.shape[1], k_TGd.shape[1], q_THd.shape[2], v_TGv.shape[2]
     of = ctypes.byref(AttentionGradient(*(_heads(each) for each in (*inputs, *outputs)), *widths, scale))
     bounds = torch.tensor([0, *itertools.accumulate(lengths)])
-    threads, floats = torch.get_num_threads(), loaded.tw_attention_scratch(of, max(lengths))
+    threads = min(torch.get_num_threads(), len(lengths) * k_TGd.shape[1])  # one at most for keys that heads share
+    floats = loaded.tw_attention_scratch(of, max(lengths))
     scratch = torch.empty(threads, floats)
     tensors = bounds.data_ptr(), scratch.data_ptr()
     loaded.tw_attention_backward(threads, _STORAGE[q_THd.dtype], of, len(lengths), *tensors, floats)

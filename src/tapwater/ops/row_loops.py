@@ -101,23 +101,25 @@ def attention_backward(
     q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, dy_THv: Tensor, lengths: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v of causal attention within each of consecutive sequences."""
-    outputs = torch.empty_like(q_THd), torch.empty_like(k_TGd), torch.empty_like(v_TGv)
+    dq_THd, dk_TGd, dv_TGv = torch.empty_like(q_THd), torch.empty_like(k_TGd), torch.empty_like(v_TGv)
+    groups = k_TGd.shape[1]
+    sharing = q_THd.shape[1] // groups  # heads of one group's keys
     start = 0
     for length in lengths:
-        tensors = (each[start : start + length].float().transpose(0, 1) for each in (q_THd, k_TGd, v_TGv, dy_THv))
-        q_Hld, k_Gld, v_Glv, dy_Hlv = tensors
-        of_group = q_Hld.shape[0] // k_Gld.shape[0]
-        k_Hld, v_Hlv = (each.repeat_interleave(of_group, 0) for each in (k_Gld, v_Glv))
-        unseen_ll = torch.ones(length, length, dtype=torch.bool).triu(1)
-        weights_Hll = (scale * (q_Hld @ k_Hld.mT)).masked_fill(unseen_ll, -torch.inf).softmax(-1)
-        dweights_Hll = dy_Hlv @ v_Hlv.mT
-        dscores_Hll = scale * weights_Hll * (dweights_Hll - (weights_Hll * dweights_Hll).sum(-1, keepdim=True))
-        of_heads = dscores_Hll @ k_Hld, dscores_Hll.mT @ q_Hld, weights_Hll.mT @ dy_Hlv
-        for output, gradient in zip(outputs, of_heads, strict=True):
-            of_groups = gradient.unflatten(0, (output.shape[1], -1)).sum(1)
-            output[start : start + length] = of_groups.transpose(0, 1).to(output.dtype)
+        part = slice(start, start + length)
         start += length
-    return outputs
+        unseen_ll = torch.ones(length, length, dtype=torch.bool).triu(1)
+        for group in range(groups):
+            heads = slice(group * sharing, (group + 1) * sharing)
+            q_hld, dy_hlv = (each[part, heads].float().transpose(0, 1) for each in (q_THd, dy_THv))
+            k_ld, v_lv = k_TGd[part, group].float(), v_TGv[part, group].float()
+            weights_hll = (scale * (q_hld @ k_ld.T)).masked_fill(unseen_ll, -torch.inf).softmax(-1)
+            dweights_hll = dy_hlv @ v_lv.T
+            dscores_hll = scale * weights_hll * (dweights_hll - (weights_hll * dweights_hll).sum(-1, keepdim=True))
+            dq_THd[part, heads] = (dscores_hll @ k_ld).transpose(0, 1).to(q_THd.dtype)
+            dk_TGd[part, group] = (dscores_hll.mT @ q_hld).sum(0).to(k_TGd.dtype)
+            dv_TGv[part, group] = (weights_hll.mT @ dy_hlv).sum(0).to(v_TGv.dtype)
+    return dq_THd, dk_TGd, dv_TGv
 
 
 def latent_heads(

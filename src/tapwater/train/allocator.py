@@ -1,6 +1,7 @@
 """How the C library gives memory back: for a training step, not at all."""
 
 import ctypes
+import sys
 
 # malloc.h of glibc
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -12,7 +13,7 @@ def keep_freed_memory() -> bool:
     Otherwise a step's activations and logits go back to the system and are fetched again page by page, zeroed: some
     300,000 page faults, a twelfth of the processor time of a step of 135M weights.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))

@@ -43,12 +43,18 @@ class Clock:
         return Spent(elapsed_s, rent(elapsed_s, self._usd_per_hour))
 
     def keep(self) -> None:
-        """Write it down; for one process of the run."""
+        """Write it down; for one process of the run. TrainingError when it cannot be written."""
         spent = self.spent()
         facts = {"elapsed_s": spent.elapsed_s, "cost_usd": None if spent.cost_usd is None else str(spent.cost_usd)}
         partial = self._directory / f".{SPENT_FILE}.partial"
-        partial.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        partial.replace(self._directory / SPENT_FILE)
+        try:
+            partial.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+            partial.replace(self._directory / SPENT_FILE)
+        except OSError as error:
+            raise TrainingError(
+                f"{self._directory / SPENT_FILE}: cannot be written ({error.strerror}); make room, and the same "
+                "command goes on from the newest checkpoint"
+            ) from error
 
 
 def read_spent(directory: Path) -> Spent | None:
@@ -58,10 +64,14 @@ def read_spent(directory: Path) -> Spent | None:
         return None
     try:
         found = read_json(path)
-        elapsed_s, cost = float(found["elapsed_s"]), found["cost_usd"]
-        if not isfinite(elapsed_s) or elapsed_s < 0:
+        elapsed_s, cost_usd = found["elapsed_s"], found["cost_usd"]
+        if type(elapsed_s) not in (int, float) or not isfinite(elapsed_s) or elapsed_s < 0:
             raise ValueError(f"elapsed_s {elapsed_s}")
-        return Spent(elapsed_s, None if cost is None else Decimal(cost))
+        if cost_usd is None:
+            return Spent(elapsed_s, None)
+        if not isinstance(cost_usd, str) or not 0 <= Decimal(cost_usd) < Decimal("inf"):
+            raise ValueError(f"cost_usd {cost_usd}")
+        return Spent(elapsed_s, Decimal(cost_usd))
     except (ConfigError, KeyError, TypeError, ValueError, InvalidOperation) as error:
         raise TrainingError(
             f"{path}: is damaged ({error}); remove it: then what the newest checkpoint had spent is counted"

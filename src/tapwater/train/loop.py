@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite, nan
@@ -16,7 +17,7 @@ from tapwater.checkpoint.train_state import random_state, restore_random_state
 from tapwater.config import PretrainConfig
 from tapwater.data.corpus import Corpus
 from tapwater.data.loader import Loader
-from tapwater.errors import TrainingError
+from tapwater.errors import CheckpointError, TrainingError
 from tapwater.parallel import World
 from tapwater.train.build import build_step
 from tapwater.train.clock import Clock
@@ -67,7 +68,7 @@ class Run:
         check_memory(config, self.precision, world)
 
         self.step = build_step(config, self.precision, world)
-        self.model, self.masters, self.optimizers = self.step.model, self.step.masters, self.step.optimizers
+        self.model = self.step.model
         self.loader = Loader(corpus, config.data, config.train.seed)
         self.detector = SpikeDetector(config.spikes)
         self.store = Store(self.directory / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.keep_best)
@@ -108,11 +109,20 @@ class Run:
             self.store.close()
             if not stopped:
                 self._export(view)
-        finally:
-            if world.is_first:
-                self.clock.keep()
+        except BaseException:
+            # what ended the run says more than that its last save, or its cost, could not be kept either
+            with suppress(CheckpointError):
+                self.store.close()
+            with suppress(TrainingError):
+                self._keep_spent()
+            raise
+        self._keep_spent()
         spent = self.clock.spent()
         return Finished(self.number, self.total_steps, stopped, self.evaluated, spent.cost_usd, spent.elapsed_s)
+
+    def _keep_spent(self) -> None:
+        if self.world.is_first:
+            self.clock.keep()
 
     def _resume(self, view: View) -> None:
         moment = self.saves.resume()

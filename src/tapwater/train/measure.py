@@ -33,14 +33,14 @@ class Meter:
             sequences=batch.tokens_BS.shape[0],
             tokens=tokens,
             tokens_per_s=tokens_per_s,
-            mfu=flops_per_token(config.model, batch) * tokens_per_s / self._peak,
+            mfu=flops_per_token_of(config.model, batch) * tokens_per_s / self._peak,
             seconds=seconds,
             cost_usd=self._clock.spent().cost_usd,
             load_LE=[[int(count) for count in row] for row in losses.load_LE.tolist()],
         )
 
 
-def flops_per_token(config: ModelConfig, batch: Batch) -> float:
+def flops_per_token_of(config: ModelConfig, batch: Batch) -> float:
     """Documents do not attend to each other: a token's work is that of its own document's length."""
     lengths = [length for row in batch.lengths for length in row]
     mean = sum(length * length for length in lengths) / sum(lengths)

@@ -5,7 +5,14 @@ from typing import Any
 from torch import Tensor
 
 from tapwater.checkpoint.store import Store
-from tapwater.checkpoint.store_manifest import Listing, list_checkpoints, plain_json, read_facts, write_synced
+from tapwater.checkpoint.store_manifest import (
+    Listing,
+    list_checkpoints,
+    plain_json,
+    read_facts,
+    sync_directory,
+    write_synced,
+)
 from tapwater.config import PretrainConfig, read_json
 from tapwater.errors import CheckpointError, ConfigError
 from tapwater.parallel import World
@@ -55,8 +62,8 @@ class Saves:
         holds = rewound is not None and _holds(rewound, listing)
         self._world.barrier()  # all have looked before anything is removed
         if rewound is not None and holds:
-            self._store.rewind(rewound.step)  # the process may have ended in the midst of it
             self._load(rewound.step)
+            self._store.rewind(rewound.step)  # the process may have ended in the midst of it
             return rewound
         if rewound is not None and listing.at(rewound.step) is None and self._world.is_first:
             self._rewound_path.unlink()  # its checkpoint is gone; another of the same step would not be the same
@@ -76,6 +83,7 @@ class Saves:
             partial = self._rewound_path.with_name(f".{REWOUND_FILE}.partial")
             write_synced(partial, plain_json({**moment.facts(), "step": moment.step}))
             partial.replace(self._rewound_path)
+            sync_directory(self._store.directory)
         self._store.rewind(moment.step)
 
     def _last_rewind(self) -> Moment | None:
@@ -83,6 +91,8 @@ class Saves:
             return None
         try:
             facts = read_json(self._rewound_path)
+            if type(facts["step"]) is not int or type(facts["detector"]["num_rewinds"]) is not int:
+                raise TypeError("step and num_rewinds are not whole numbers")
             return Moment.of(facts["step"], facts)
         except (ConfigError, KeyError, TypeError) as error:
             raise CheckpointError(
