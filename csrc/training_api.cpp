@@ -1,6 +1,7 @@
 // The C API of training.h, rows shared out to the threads of OpenMP: torch's own, which would fight a second pool.
 //
-// Thread i of n takes the i-th of n equal parts, so results are the same bits for the same number of threads.
+// Thread i of n takes the i-th of n equal parts, so results are the same bits for the same number of threads. Attention takes
+// sequences as they come: nothing is added across them.
 #include <omp.h>
 
 #include <atomic>
