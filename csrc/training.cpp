@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "squares.h"
 #include "storage.h"
 
 namespace tw {
@@ -10,27 +11,12 @@ namespace TW_ISA {
 
 static inline __attribute__((always_inline)) f32x16 sigmoid(f32x16 x) { return splat(1.0f) / (splat(1.0f) + exponential(-x)); }
 
-// One step of a transpose: of squares of 2 * Size numbers, the upper right and the lower left quarter change places.
-template <int Size>
-static inline __attribute__((always_inline)) void swap_quarters(u16x16* rows) {
-    constexpr uint16_t size = Size, other = kLanes, back = kLanes - Size;
-    const u16x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const u16x16 low = (lane & size) != 0 ? lane + back : lane, high = (lane & size) != 0 ? lane + other : lane + size;
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-        if (i & Size) continue;
-        const u16x16 upper = rows[i], lower = rows[i + Size];
-        rows[i] = __builtin_shuffle(upper, lower, low);
-        rows[i + Size] = __builtin_shuffle(upper, lower, high);
-    }
-}
-
 static inline __attribute__((always_inline)) void transpose_square(const uint16_t* x, int64_t stride, uint16_t* y,
                                                                    int64_t y_stride) {
     u16x16 rows[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) rows[i] = load<u16x16>(x + i * stride);
-    swap_quarters<8>(rows), swap_quarters<4>(rows), swap_quarters<2>(rows), swap_quarters<1>(rows);
+    turn(rows);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) store(y + i * y_stride, rows[i]);
 }
@@ -263,9 +249,9 @@ struct Loops {
 
 #define TW_TEXT(x) #x
 #define TW_NAME(x) TW_TEXT(x)
-extern const AttentionKernels attention_kernels;
+extern const AttentionKernels attention_kernels[2];
 extern const TrainingKernels training;
-const TrainingKernels training = {TW_NAME(TW_ISA), {Loops<float>::table, Loops<bfloat16>::table}, transpose, &attention_kernels};
+const TrainingKernels training = {TW_NAME(TW_ISA), {Loops<float>::table, Loops<bfloat16>::table}, transpose, attention_kernels};
 
 }  // namespace TW_ISA
 }  // namespace tw

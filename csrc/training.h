@@ -41,18 +41,28 @@ struct TrainingLoops {
                                   int64_t end);
 };
 
-// Causal attention's gradients: queries, keys, values and the gradient of the output come in, three gradients go out.
-// Widths are of one head; `heads` of queries share `groups` of keys and values.
+// Causal attention. Widths are of one head; `heads` of queries share `groups` of keys and values.
+struct Attention {
+    Heads q, k, v, y;
+    int64_t heads, groups, key_width, value_width;
+    float scale;
+};
+
+// Its gradients: queries, keys, values and the gradient of the output come in, three gradients go out.
 struct AttentionGradient {
     Heads q, k, v, dy, dq, dk, dv;
     int64_t heads, groups, key_width, value_width;
     float scale;
 };
 
+// Each works on the sequence of `length` tokens from `first`; scratch is in floats, a multiple of 16.
 struct AttentionKernels {
-    int64_t (*scratch_size)(const AttentionGradient& of, int64_t length);  // in floats
-    // By Storage: the sequence of `length` tokens from `first`, with the heads of queries that share keys `group`.
-    void (*backward[2])(const AttentionGradient& of, int64_t first, int64_t length, int64_t group, float* scratch);
+    // With one head of queries. Null where torch's own is as good.
+    void (*forward)(const Attention& of, int64_t first, int64_t length, int64_t head, float* scratch);
+    int64_t (*forward_scratch)(const Attention& of, int64_t length);
+    // With the heads of queries that share keys `group`.
+    void (*backward)(const AttentionGradient& of, int64_t first, int64_t length, int64_t group, float* scratch);
+    int64_t (*backward_scratch)(const AttentionGradient& of, int64_t length);
 };
 
 enum Storage : int64_t { kFloat32 = 0, kBfloat16 = 1 };
@@ -62,7 +72,7 @@ struct TrainingKernels {
     TrainingLoops loops[2];  // by Storage
     // Rows begin..end of x become columns of y: [rows, width] to [width, rows].
     void (*transpose)(const uint16_t* x, int64_t stride, int64_t rows, int64_t width, uint16_t* y, int64_t begin, int64_t end);
-    const AttentionKernels* attention;
+    const AttentionKernels* attention;  // by Storage
 };
 
 }  // namespace tw

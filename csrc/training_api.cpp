@@ -18,6 +18,11 @@
 
 namespace tw {
 
+#if defined(TW_HAS_AMX)
+namespace amx {
+extern const TrainingKernels training;
+}
+#endif
 #if defined(TW_HAS_AVX512_BF16)
 namespace avx512_bf16 {
 extern const TrainingKernels training;
@@ -44,6 +49,9 @@ struct Choice {
 
 static const TrainingKernels* find(const char* name) {  // null: the best
     const Choice list[] = {
+#if defined(TW_HAS_AMX)
+        {&amx::training, has_amx()},
+#endif
 #if defined(TW_HAS_AVX512_BF16)
         {&avx512_bf16::training, has_avx512_bf16()},
 #endif
@@ -73,7 +81,18 @@ static void in_parts(int64_t threads, int64_t rows, int64_t width, F&& f) {
     }
 }
 
+// Runs f(first token, length, part) for all `parts` of every sequence, as threads get to them.
+template <typename F>
+static void for_sequences(int64_t threads, int64_t sequences, int64_t parts, const int64_t* bounds, F&& f) {
+#pragma omp parallel for num_threads(int(threads)) schedule(dynamic, 1)
+    for (int64_t unit = 0; unit < sequences * parts; ++unit) {
+        const int64_t sequence = unit / parts, first = bounds[sequence];
+        f(first, bounds[sequence + 1] - first, unit % parts);
+    }
+}
+
 static const TrainingLoops& loops(int64_t storage) { return chosen.load(std::memory_order_relaxed)->loops[storage]; }
+static const AttentionKernels& attention(int64_t storage) { return chosen.load()->attention[storage]; }
 
 }  // namespace tw
 
@@ -159,20 +178,29 @@ TW_API void tw_cross_entropy(int64_t threads, int64_t storage, int64_t rows, int
     });
 }
 
+// Whether this processor has a kernel for the forward pass.
+TW_API int32_t tw_has_attention(int64_t storage) { return tw::attention(storage).forward != nullptr; }
+
 // Floats of scratch a thread needs for sequences of at most `length`.
-TW_API int64_t tw_attention_scratch(const tw::AttentionGradient* of, int64_t length) {
-    return tw::chosen.load()->attention->scratch_size(*of, length);
+TW_API int64_t tw_attention_scratch(int64_t storage, const tw::Attention* of, int64_t length) {
+    return tw::attention(storage).forward_scratch(*of, length);
+}
+TW_API int64_t tw_attention_backward_scratch(int64_t storage, const tw::AttentionGradient* of, int64_t length) {
+    return tw::attention(storage).backward_scratch(*of, length);
 }
 
 // Sequence i is tokens bounds[i] .. bounds[i + 1] - 1; `scratch` is [threads, floats].
+TW_API void tw_attention(int64_t threads, int64_t storage, const tw::Attention* of, int64_t sequences, const int64_t* bounds,
+                         float* scratch, int64_t floats) {
+    tw::for_sequences(threads, sequences, of->heads, bounds, [&](int64_t first, int64_t length, int64_t head) {
+        tw::attention(storage).forward(*of, first, length, head, scratch + omp_get_thread_num() * floats);
+    });
+}
 TW_API void tw_attention_backward(int64_t threads, int64_t storage, const tw::AttentionGradient* of, int64_t sequences,
                                   const int64_t* bounds, float* scratch, int64_t floats) {
-    const auto backward = tw::chosen.load()->attention->backward[storage];
-#pragma omp parallel for num_threads(int(threads)) schedule(dynamic, 1)
-    for (int64_t unit = 0; unit < sequences * of->groups; ++unit) {
-        const int64_t sequence = unit / of->groups, first = bounds[sequence];
-        backward(*of, first, bounds[sequence + 1] - first, unit % of->groups, scratch + omp_get_thread_num() * floats);
-    }
+    tw::for_sequences(threads, sequences, of->groups, bounds, [&](int64_t first, int64_t length, int64_t group) {
+        tw::attention(storage).backward(*of, first, length, group, scratch + omp_get_thread_num() * floats);
+    });
 }
 
 TW_API void tw_latent_heads(int64_t threads, int64_t storage, int64_t rows, const tw::LatentShape* shape, const void* q,

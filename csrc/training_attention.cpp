@@ -1,7 +1,7 @@
 // The backward pass of causal attention. Compiled once per instruction set (TW_ISA), as training.cpp.
 //
-// Scores are computed anew, a block of queries at a time, in float32 whatever the storage: on processors without tile
-// instructions that is as fast as they go, and nothing is rounded in between.
+// Scores are computed anew, a block of queries at a time, in float32 whatever the storage: without tile instructions (see
+// training_attention_tiles.cpp) that is as fast as processors go, and nothing is rounded in between.
 #include <cmath>
 
 #include "storage.h"
@@ -151,14 +151,25 @@ static void attention_backward(const AttentionGradient& of, int64_t first, int64
     pack<T>(dv, of.dv, first, group, length, of.value_width);
 }
 
-static int64_t scratch_size(const AttentionGradient& of, int64_t length) {
+static int64_t backward_scratch(const AttentionGradient& of, int64_t length) {
     const int64_t keys = whole(length), key = whole(of.key_width), value = whole(of.value_width);
     const int64_t queries = queries_of(length);
     return keys * (3 * key + 2 * value + 2 * queries) + queries * (2 * key + value);
 }
 
-extern const AttentionKernels attention_kernels;
-const AttentionKernels attention_kernels = {scratch_size, {attention_backward<float>, attention_backward<bfloat16>}};
+#if defined(__AMX_BF16__)
+void tile_attention(const Attention& of, int64_t first, int64_t length, int64_t head, float* scratch);
+int64_t tile_attention_scratch(const Attention& of, int64_t length);
+void tile_attention_backward(const AttentionGradient& of, int64_t first, int64_t length, int64_t group, float* scratch);
+int64_t tile_attention_backward_scratch(const AttentionGradient& of, int64_t length);
+constexpr AttentionKernels kOfBfloat16 = {tile_attention, tile_attention_scratch, tile_attention_backward,
+                                          tile_attention_backward_scratch};
+#else
+constexpr AttentionKernels kOfBfloat16 = {nullptr, nullptr, attention_backward<bfloat16>, backward_scratch};
+#endif
+
+extern const AttentionKernels attention_kernels[2];
+const AttentionKernels attention_kernels[2] = {{nullptr, nullptr, attention_backward<float>, backward_scratch}, kOfBfloat16};
 
 }  // namespace TW_ISA
 }  // namespace tw

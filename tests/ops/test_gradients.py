@@ -9,12 +9,11 @@ from torch import Tensor
 from tapwater import ops
 from tapwater.errors import ConfigError
 from tapwater.ops import gradients, gradients_experts, gradients_loss, native_training, reference, row_loops
-from tapwater.ops.native import INSTRUCTION_SETS
 
 # of the largest number; bfloat16 keeps 8 bits, and a gradient adds up a few numbers rounded to that
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
 DTYPES = list(TOLERANCE)
-FORMS = ("torch", *INSTRUCTION_SETS)
+FORMS = ("torch", *native_training.INSTRUCTION_SETS)
 
 
 @pytest.fixture(params=FORMS)

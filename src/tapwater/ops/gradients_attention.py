@@ -1,20 +1,18 @@
-"""Causal attention with gradients: torch's forward pass, and a backward pass that computes the scores anew.
+"""Causal attention with gradients: a backward pass that computes the scores anew.
 
-torch's flash kernel multiplies small tiles, in its backward pass up to three times slower than they can be. With AMX
-it is faster for one sequence of thousands of tokens, whose keys no second cache holds. Heads that share keys are one
+torch's flash kernel multiplies small tiles, in its backward pass up to three times slower than they can be; its forward
+pass serves but for bfloat16 on processors with tile instructions. In the backward pass heads that share keys are one
 thread's work.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from tapwater.ops import native_training as rows
-from tapwater.ops import reference
 
 
 class _Attention(Function):
@@ -24,10 +22,7 @@ class _Attention(Function):
     ) -> Tensor:
         ctx.save_for_backward(q_THd, k_TGd, v_TGv)
         ctx.lengths, ctx.scale = lengths, scale
-        width = v_TGv.shape[-1]
-        if width < q_THd.shape[-1]:  # torch's flash kernel wants values as wide as keys
-            v_TGv = F.pad(v_TGv, (0, q_THd.shape[-1] - width))
-        return reference.attention(q_THd, k_TGd, v_TGv, lengths, scale)[..., :width]
+        return rows.attention(q_THd, k_TGd, v_TGv, lengths, scale)
 
     @staticmethod
     @once_differentiable

@@ -6,7 +6,7 @@ The library needs OpenMP and shares torch's threads; results are the same bits f
 import ctypes
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ import tapwater.ops
 from tapwater.errors import ConfigError
 from tapwater.ops import row_loops
 
+INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")  # best first
 _STORAGE = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -29,6 +30,16 @@ class LatentShape(ctypes.Structure):
     """tw::LatentShape of csrc/training.h."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("heads", "nope", "rope", "value")]
+
+
+class Attention(ctypes.Structure):
+    """tw::Attention of csrc/training.h."""
+
+    _fields_ = [
+        *((name, Heads) for name in ("q", "k", "v", "y")),
+        *((name, ctypes.c_int64) for name in ("heads", "groups", "key_width", "value_width")),
+        ("scale", ctypes.c_float),
+    ]
 
 
 class AttentionGradient(ctypes.Structure):
@@ -63,6 +74,7 @@ def library() -> ctypes.CDLL | None:
         "tw_combine": [*sizes, pointer, pointer, number, pointer, pointer],
         "tw_rotate": [*sizes[:3], number, number, pointer, pointer, pointer, real, number, pointer],
         "tw_cross_entropy": [*sizes, *[pointer] * 3],
+        "tw_attention": [number, number, pointer, number, pointer, pointer, number],
         "tw_attention_backward": [number, number, pointer, number, pointer, pointer, number],
         "tw_latent_heads": [*sizes[:3], *[pointer] * 9],
         "tw_latent_heads_backward": [*sizes[:3], *[pointer] * 9],
@@ -70,7 +82,9 @@ def library() -> ctypes.CDLL | None:
     for name, arguments in signatures.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = arguments, None
-    loaded.tw_attention_scratch.argtypes, loaded.tw_attention_scratch.restype = [pointer, number], number
+    for scratch in (loaded.tw_attention_scratch, loaded.tw_attention_backward_scratch):
+        scratch.argtypes, scratch.restype = [number, pointer, number], number
+    loaded.tw_has_attention.argtypes, loaded.tw_has_attention.restype = [number], ctypes.c_int32
     return loaded
 
 
@@ -81,7 +95,7 @@ def instruction_set() -> str | None:
 
 
 def force_instruction_set(name: str) -> None:
-    """Use one of native.INSTRUCTION_SETS in this process; ConfigError if this build or processor lacks it."""
+    """Use one of INSTRUCTION_SETS in this process; ConfigError if this build or processor lacks it."""
     loaded = library()
     if loaded is None or loaded.tw_training_force(name.encode()):
         raise ConfigError(f"this build or processor has no training kernels for {name!r}")
@@ -211,6 +225,19 @@ def cross_entropy(logits_RW: Tensor, targets_R: Tensor) -> Tensor:
     return loss_R
 
 
+def attention(q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """See row_loops.attention, which runs where torch's own kernel is as good."""
+    loaded = library()
+    if loaded is None or not loaded.tw_has_attention(_STORAGE[q_THd.dtype]):
+        return row_loops.attention(q_THd, k_TGd, v_TGv, lengths, scale)
+    inputs = [_rows(each) for each in (q_THd, k_TGd, v_TGv)]
+    y_THv = torch.empty(*q_THd.shape[:2], v_TGv.shape[2], dtype=q_THd.dtype)
+    of = Attention(*(_heads(each) for each in (*inputs, y_THv)), *_attention_sizes(q_THd, v_TGv), scale)
+    units = len(lengths) * q_THd.shape[1]
+    _over_sequences(loaded.tw_attention, loaded.tw_attention_scratch, of, lengths, units, q_THd.dtype)
+    return y_THv
+
+
 def attention_backward(
     q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, dy_THv: Tensor, lengths: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,15 +247,30 @@ def attention_backward(
         return row_loops.attention_backward(q_THd, k_TGd, v_TGv, dy_THv, lengths, scale)
     inputs = [_rows(each) for each in (q_THd, k_TGd, v_TGv, dy_THv)]
     outputs = [torch.empty(each.shape, dtype=each.dtype) for each in inputs[:3]]
-    widths = q_THd.shape[1], k_TGd.shape[1], q_THd.shape[2], v_TGv.shape[2]
-    of = ctypes.byref(AttentionGradient(*(_heads(each) for each in (*inputs, *outputs)), *widths, scale))
-    bounds = torch.tensor([0, *itertools.accumulate(lengths)])
-    threads = min(torch.get_num_threads(), len(lengths) * k_TGd.shape[1])  # one at most for keys that heads share
-    floats = loaded.tw_attention_scratch(of, max(lengths))
-    scratch = torch.empty(threads, floats)
-    tensors = bounds.data_ptr(), scratch.data_ptr()
-    loaded.tw_attention_backward(threads, _STORAGE[q_THd.dtype], of, len(lengths), *tensors, floats)
+    of = AttentionGradient(*(_heads(each) for each in (*inputs, *outputs)), *_attention_sizes(q_THd, v_TGv), scale)
+    units = len(lengths) * k_TGd.shape[1]
+    _over_sequences(loaded.tw_attention_backward, loaded.tw_attention_backward_scratch, of, lengths, units, q_THd.dtype)
     return outputs[0], outputs[1], outputs[2]
+
+
+def _attention_sizes(q_THd: Tensor, v_TGv: Tensor) -> tuple[int, int, int, int]:
+    return q_THd.shape[1], v_TGv.shape[1], q_THd.shape[2], v_TGv.shape[2]
+
+
+def _over_sequences(
+    kernel: Callable[..., None],
+    scratch_of: Callable[..., int],
+    of: Attention | AttentionGradient,
+    lengths: Sequence[int],
+    units: int,
+    dtype: torch.dtype,
+) -> None:
+    """Run an attention kernel; of its `units` of work a thread does one at a time."""
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)])
+    threads, storage, reference = min(torch.get_num_threads(), units), _STORAGE[dtype], ctypes.byref(of)
+    floats = scratch_of(storage, reference, max(lengths))
+    scratch = torch.empty(threads, floats)
+    kernel(threads, storage, reference, len(lengths), bounds.data_ptr(), scratch.data_ptr(), floats)
 
 
 def latent_heads(

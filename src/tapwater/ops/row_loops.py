@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from tapwater.ops import reference
+
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normalised rows, and 1 / rms of each in float32."""
@@ -95,6 +97,14 @@ def cross_entropy(logits_RW: Tensor, targets_R: Tensor) -> Tensor:
     gradient.scatter_add_(1, targets_R[:, None], gradient.new_full((len(targets_R), 1), -1.0))
     logits_RW.copy_(gradient)
     return loss_R
+
+
+def attention(q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """Causal attention within each of consecutive sequences, as reference.attention."""
+    width = v_TGv.shape[-1]
+    if width < q_THd.shape[-1]:  # torch's flash kernel wants values as wide as keys
+        v_TGv = F.pad(v_TGv, (0, q_THd.shape[-1] - width))
+    return reference.attention(q_THd, k_TGd, v_TGv, lengths, scale)[..., :width]
 
 
 def attention_backward(
