@@ -37,9 +37,10 @@ class GroupedAttention(nn.Module):
         self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, context: AttentionContext, layer: int) -> Tensor:
-        q_THd = ops.rotate_half(self.q_proj(x_TD).unflatten(-1, (self.num_heads, -1)), *rotation)
-        k_TGd = ops.rotate_half(self.k_proj(x_TD).unflatten(-1, (self.num_kv_heads, -1)), *rotation)
-        v_TGd = self.v_proj(x_TD).unflatten(-1, (self.num_kv_heads, -1))
+        q, k, v = ops.linears(x_TD, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        q_THd = ops.rotate_half(q.unflatten(-1, (self.num_heads, -1)), *rotation)
+        k_TGd = ops.rotate_half(k.unflatten(-1, (self.num_kv_heads, -1)), *rotation)
+        v_TGd = v.unflatten(-1, (self.num_kv_heads, -1))
         if isinstance(context, Sequences):
             out_THd = ops.attention(q_THd, k_TGd, v_TGd, context.lengths, self.scale)
         else:

@@ -6,11 +6,13 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+import tapwater.ops  # noqa: F401 - its attention is an op of torch's
+
 Recomputation = Literal["none", "selective", "full"]
 
 # Attention itself is kept: it is what costs most to compute again, and its output is small.
 KEPT = (
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.tapwater.attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tapwater.ops import gradients, gradients_attention, gradients_experts, gradients_loss, reference
-from tapwater.ops.reference import linear, paged_attention, paged_mla_absorb, paged_mla_expand, store
+from tapwater.ops.reference import paged_attention, paged_mla_absorb, paged_mla_expand, store
 
 __all__ = [
     "attention",
@@ -14,6 +14,7 @@ __all__ = [
     "latent_heads",
     "linear",
     "linear_cross_entropy",
+    "linears",
     "paged_attention",
     "paged_mla_absorb",
     "paged_mla_expand",
@@ -23,6 +24,18 @@ __all__ = [
     "store",
     "swiglu",
 ]
+
+
+def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
+    """See reference.linear."""
+    form = gradients if gradients.are_wanted(x_TI, weight_OI) else reference
+    return form.linear(x_TI, weight_OI)
+
+
+def linears(x_TI: Tensor, *weights_OI: Tensor) -> tuple[Tensor, ...]:
+    """See reference.linears."""
+    form = gradients if gradients.are_wanted(x_TI, *weights_OI) else reference
+    return form.linears(x_TI, *weights_OI)
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

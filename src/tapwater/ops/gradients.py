@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tapwater.ops import native_training as rows
+from tapwater.ops import reference
 
 
 def are_wanted(*tensors: Tensor) -> bool:
@@ -68,6 +69,32 @@ class _Norm(torch.autograd.Function):
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """As reference.rms_norm, but rounded once, after the weight."""
     return _Norm.apply(x_TD, weight_D, eps)
+
+
+class _Linears(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, *weights_OI: Tensor) -> tuple[Tensor, ...]:  # pyrefly: ignore[bad-override]
+        ctx.save_for_backward(x_TI, *weights_OI)
+        return reference.linears(x_TI, *weights_OI)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *dy_TO: Tensor) -> tuple[Tensor, ...]:  # pyrefly: ignore[bad-override]
+        x_TI, *weights_OI = ctx.saved_tensors
+        dx_TI = dy_TO[0] @ weights_OI[0]
+        for dy, weight_OI in zip(dy_TO[1:], weights_OI[1:], strict=True):
+            dx_TI = dx_TI.addmm_(dy, weight_OI)
+        return dx_TI, *weight_gradients(x_TI, *dy_TO)
+
+
+def linears(x_TI: Tensor, *weights_OI: Tensor) -> tuple[Tensor, ...]:
+    """As reference.linears."""
+    return _Linears.apply(x_TI, *weights_OI)
+
+
+def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
+    """As reference.linear."""
+    return linears(x_TI, weight_OI)[0]
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -21,6 +21,11 @@ def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     return F.linear(x_TI, weight_OI)
 
 
+def linears(x_TI: Tensor, *weights_OI: Tensor) -> tuple[Tensor, ...]:
+    """x @ weight^T for each weight."""
+    return tuple(F.linear(x_TI, weight_OI) for weight_OI in weights_OI)
+
+
 def packed_linear(x_TI: Tensor, weight: PackedWeight, outliers: int = OUTLIERS) -> Tensor:
     """x @ weight^T in float32, x rounded first: to bfloat16 for bf16 weights, else to 8 bits.
 
