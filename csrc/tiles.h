@@ -24,9 +24,17 @@ struct alignas(64) Shapes {  // of the tile registers: 16 rows of 64 bytes
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// The compiler takes neither all of the shapes nor any rows for read by the intrinsics, and may leave out what was stored
+// to them before: hence a constant, and the barrier in `product`.
+static inline void begin_tiles() {
+    static constexpr Shapes shapes;
+    asm volatile("ldtilecfg %0" ::"m"(shapes));
+}
+
 // c [32, 32] (+)= a [32, depth] b [depth, 32], b as pairs of its rows: [depth / 2, 32, 2]. Distances of rows in bytes.
 static inline __attribute__((always_inline)) void product(int64_t depth, const uint16_t* a, int64_t a_row, const uint16_t* b,
                                                           int64_t b_row, float* c, int64_t c_row, bool add) {
+    asm volatile("" ::: "memory");
     char *top = (char*)c, *bottom = top + kTile * c_row;
     if (add) {
         _tile_loadd(0, top, c_row);

@@ -123,8 +123,7 @@ void tile_attention(const Attention& of, int64_t first, int64_t length, int64_t 
     uint16_t *k = room.halves(keys * key), *v = room.halves(keys * value), *v_columns = room.halves(keys * value);
     uint16_t *q = room.halves(kBlock * key), *q_columns = room.halves(kBlock * key), *pairs = room.halves(kBlock * kBlock);
 
-    const Shapes shapes;
-    _tile_loadconfig(&shapes);
+    begin_tiles();
     unpack(of.k, first, group, length, keys, of.key_width, k);
     unpack(of.v, first, group, length, keys, of.value_width, v);
     columns_of_blocks(v, keys, value, (uint16_t*)y, v_columns);
@@ -163,8 +162,7 @@ void tile_attention_backward(const AttentionGradient& of, int64_t first, int64_t
     uint16_t *dy = room.halves(kBlock * value), *dy_columns = room.halves(kBlock * value), *dy_pairs = room.halves(kBlock * value);
     uint16_t *weights = room.halves(kBlock * kBlock), *dscores = room.halves(kBlock * kBlock), *pairs = room.halves(kBlock * kBlock);
 
-    const Shapes shapes;
-    _tile_loadconfig(&shapes);
+    begin_tiles();
     unpack(of.v, first, group, length, keys, of.value_width, v);
     unpack(of.k, first, group, length, keys, of.key_width, k);
     columns_of_blocks(k, keys, key, (uint16_t*)dq, k_columns);

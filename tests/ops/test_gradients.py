@@ -148,6 +148,51 @@ def test_attention(form: str, dtype: torch.dtype, lengths: tuple[int, ...], grou
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("widths", [(33, 31), (64, 96), (65, 17), (192, 128)])  # of keys and of values
+def test_attention_of_wide_heads_in_strided_rows(form: str, dtype: torch.dtype, widths: tuple[int, int]) -> None:
+    lengths, (key, value) = (31, 0, 33, 64), widths
+    inputs = [draw(128, 4, key, seed=1), draw(128, 2, key, seed=2), draw(128, 2, value, seed=3)]
+    apart = [torch.full((128, 2 * each.shape[1], each.shape[2] + 7), torch.nan) for each in inputs]
+    for each, x in zip(apart, inputs, strict=True):
+        each[:, ::2, 3:-4] = x
+    assert_close(
+        lambda q, k, v: ops.attention(q[:, ::2, 3:-4], k[:, ::2, 3:-4], v[:, ::2, 3:-4], lengths, key**-0.5),
+        lambda q, k, v: reference.attention(q[:, ::2, 3:-4], k[:, ::2, 3:-4], v[:, ::2, 3:-4], lengths, key**-0.5),
+        [each.to(dtype) for each in apart],
+    )
+
+
+def test_attention_of_what_does_not_go_together_is_refused(form: str) -> None:
+    q, k = draw(8, 4, 6, seed=1).bfloat16(), draw(8, 2, 6, seed=2).bfloat16()
+    for wrong, lengths in ((draw(8, 8, 6, seed=3), (8,)), (draw(8, 3, 6, seed=3), (8,)), (k, (9,)), (k, (7,)), (k, ())):
+        other = wrong.bfloat16()
+        with pytest.raises(ValueError, match="do not go together"):
+            native_training.attention(q, other, other, lengths, 0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("widths", [(8,), (8, 8), (40, 8, 16), (24, 8, 8)])  # of what x of 20 is projected to
+def test_projections_of_one_input(form: str, dtype: torch.dtype, widths: tuple[int, ...]) -> None:
+    inputs = [draw(50, 20, seed=1), *(draw(width, 20, seed=2 + width) for width in widths)]
+    assert_close(
+        lambda x, *weights: torch.cat(ops.linears(x, *weights), 1),
+        lambda x, *weights: torch.cat(reference.linears(x, *weights), 1),
+        [each.to(dtype) for each in inputs],
+    )
+
+
+def test_a_projection_takes_any_shape_and_computes_the_gradients_that_are_wanted() -> None:
+    x, weight = draw(2, 5, 8, seed=1), draw(4, 8, seed=2).requires_grad_()
+    y = ops.linear(x, weight)
+    y.sum().backward()
+    assert y.shape == (2, 5, 4) and weight.grad is not None
+    for first, second in ((True, False), (False, True)):
+        flat, frozen = x[0].clone().requires_grad_(first), weight.detach().clone().requires_grad_(second)
+        ops.linear(flat, frozen).sum().backward()
+        assert (flat.grad is not None, frozen.grad is not None) == (first, second)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 70), (33, 16), (64, 48), (100, 130)])
 def test_transposed(form: str, shape: tuple[int, int]) -> None:
     for dtype in DTYPES:

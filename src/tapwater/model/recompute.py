@@ -13,6 +13,7 @@ Recomputation = Literal["none", "selective", "full"]
 # Attention itself is kept: it is what costs most to compute again, and its output is small.
 KEPT = (
     torch.ops.tapwater.attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,

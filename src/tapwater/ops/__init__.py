@@ -28,13 +28,13 @@ __all__ = [
 
 def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     """See reference.linear."""
-    form = gradients if gradients.are_wanted(x_TI, weight_OI) else reference
+    form = gradients if x_TI.ndim == 2 and gradients.are_wanted(x_TI, weight_OI) else reference
     return form.linear(x_TI, weight_OI)
 
 
 def linears(x_TI: Tensor, *weights_OI: Tensor) -> tuple[Tensor, ...]:
     """See reference.linears."""
-    form = gradients if gradients.are_wanted(x_TI, *weights_OI) else reference
+    form = gradients if x_TI.ndim == 2 and gradients.are_wanted(x_TI, *weights_OI) else reference
     return form.linears(x_TI, *weights_OI)
 
 

@@ -79,12 +79,15 @@ class _Linears(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *dy_TO: Tensor) -> tuple[Tensor, ...]:  # pyrefly: ignore[bad-override]
+    def backward(ctx: Any, *dy_TO: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         x_TI, *weights_OI = ctx.saved_tensors
-        dx_TI = dy_TO[0] @ weights_OI[0]
-        for dy, weight_OI in zip(dy_TO[1:], weights_OI[1:], strict=True):
-            dx_TI = dx_TI.addmm_(dy, weight_OI)
-        return dx_TI, *weight_gradients(x_TI, *dy_TO)
+        dx_TI: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            dx_TI = dy_TO[0] @ weights_OI[0]
+            for dy, weight_OI in zip(dy_TO[1:], weights_OI[1:], strict=True):
+                dx_TI.addmm_(dy, weight_OI)
+        found = weight_gradients(x_TI, *dy_TO) if any(ctx.needs_input_grad[1:]) else [None] * len(weights_OI)
+        return dx_TI, *found
 
 
 def linears(x_TI: Tensor, *weights_OI: Tensor) -> tuple[Tensor, ...]:

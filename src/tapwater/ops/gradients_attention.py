@@ -22,6 +22,11 @@ def forward_pass(q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, lengths: Sequence[
     return rows.attention(q_THd, k_TGd, v_TGv, lengths, scale)
 
 
+@forward_pass.register_fake
+def _(q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    return q_THd.new_empty(*q_THd.shape[:2], v_TGv.shape[2])
+
+
 class _Attention(Function):
     @staticmethod
     def forward(  # pyrefly: ignore[bad-override]

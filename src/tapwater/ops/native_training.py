@@ -227,6 +227,7 @@ def cross_entropy(logits_RW: Tensor, targets_R: Tensor) -> Tensor:
 
 def attention(q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """See row_loops.attention, which runs where torch's own kernel is as good."""
+    _check_attention(q_THd, k_TGd, v_TGv, lengths)
     loaded = library()
     if loaded is None or not loaded.tw_has_attention(_STORAGE[q_THd.dtype]):
         return row_loops.attention(q_THd, k_TGd, v_TGv, lengths, scale)
@@ -242,6 +243,7 @@ def attention_backward(
     q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, dy_THv: Tensor, lengths: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See row_loops.attention_backward."""
+    _check_attention(q_THd, k_TGd, v_TGv, lengths)
     loaded = library()
     if loaded is None:
         return row_loops.attention_backward(q_THd, k_TGd, v_TGv, dy_THv, lengths, scale)
@@ -251,6 +253,15 @@ def attention_backward(
     units = len(lengths) * k_TGd.shape[1]
     _over_sequences(loaded.tw_attention_backward, loaded.tw_attention_backward_scratch, of, lengths, units, q_THd.dtype)
     return outputs[0], outputs[1], outputs[2]
+
+
+def _check_attention(q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, lengths: Sequence[int]) -> None:
+    """ValueError for what a kernel would read or write out of bounds."""
+    (tokens, heads, width), groups = q_THd.shape, k_TGd.shape[1]
+    is_whole = groups > 0 and heads % groups == 0 and min(lengths, default=-1) >= 0 and sum(lengths) == tokens
+    if not is_whole or k_TGd.shape != (tokens, groups, width) or v_TGv.shape[:2] != (tokens, groups):
+        shapes = ", ".join(str(tuple(each.shape)) for each in (q_THd, k_TGd, v_TGv))
+        raise ValueError(f"queries, keys and values {shapes} do not go together, or with lengths {tuple(lengths)}")
 
 
 def _attention_sizes(q_THd: Tensor, v_TGv: Tensor) -> tuple[int, int, int, int]:
