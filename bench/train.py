@@ -2,8 +2,8 @@
 
 Every round times one step of each, in turn: forward, backward, AdamW on float32 weights. Ours is `tapwater train`'s own
 step, load counts included; the peer is transformers' model under autocast with fused AdamW, its experts by
-grouped_mm, and torch.compile unless --no-compile. Both clip and both run where freed memory is kept for the next step. MFU is a
-share of the fastest product measured here, as in training.
+grouped_mm, and torch.compile unless --no-compile. Both clip, and both run where freed memory is kept for the next
+step. MFU is a share of the fastest product measured here, as in training.
 
     python bench/train.py                        # both shapes, bf16, five rounds
     python bench/train.py --shape moe --precision float32 --rounds 3

@@ -21,6 +21,10 @@ class TrainingError(TapwaterError):
     """A training run cannot start, go on or be resumed."""
 
 
+class DivergedError(TrainingError):
+    """A loss, gradient or held-out text gave no finite number, and there is nothing to go back to."""
+
+
 class RequestError(TapwaterError):
     """A generation request cannot be honoured; `param` names the offending field, `code` is machine-readable."""
 

@@ -83,6 +83,35 @@ def test_variants_can_be_added_one_after_the_other(files: Path, capsys: pytest.C
     assert "no variant 'mla'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.steps=9", "says where an ablation's runs are and how long they take"),
+        ("model.num_key_value_heads=2", "variant mqa of"),
+        ("spikes.window=20", "do not go back after a loss spike"),
+    ],
+)
+def test_settings_that_would_not_reach_every_run_are_refused(
+    files: Path, capsys: pytest.CaptureFixture[str], override: str, said: str
+) -> None:
+    assert run("ablate", files / "ablation.toml", override) == 1
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (files / "ablation").exists()
+
+
+def test_runs_of_another_length_than_the_plan_are_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = files / "ablation.toml"
+    assert run("ablate", config, "--only", "mha") == 0
+    capsys.readouterr()
+    assert run("ablate", config, "--only", "mqa", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in facts["variants"]] == ["mha", "mqa"]  # what is finished is reported too
+    (files / "ablation" / "plan.json").unlink()
+    config.write_text(config.read_text().replace("steps = 3", "steps = 6"))
+    assert run("ablate", config) == 1
+    assert "began with 3 steps" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_run_ends_with_its_page(
     files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

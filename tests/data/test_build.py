@@ -180,7 +180,7 @@ def test_too_little_text_for_the_vocabulary_is_an_error(texts: list[Document], t
 
 def test_two_builds_of_one_corpus_do_not_meet(texts: list[Document], tmp_path: Path) -> None:
     def meet(stage: str, num_documents: int, num_bytes: int) -> None:
-        with pytest.raises(DataError, match=r"c\.partial: another build is at work there"):
+        with pytest.raises(DataError, match=r"c\.partial: another process is at work there"):
             build(config(tmp_path / "c"), quiet)
 
     Corpus.open(build(config(tmp_path / "c"), meet)).verify()

@@ -24,7 +24,7 @@ def ablate(config: Path, /, *overrides: Settings, only: str | None = None, as_js
     config
         A TOML file: a base, a budget, and [[variants]] of the base.
     only
-        Names of the variants to train and report, with commas between; the others of the file are left alone.
+        Names of the variants to train, with commas between; of the others what is finished is reported too.
     """
     from tapwater.config.ablation import load_ablation
 
@@ -39,6 +39,7 @@ def ablate(config: Path, /, *overrides: Settings, only: str | None = None, as_js
     from tapwater.cli.ablation_bars import AblationBars
     from tapwater.cli.ablation_report import facts, table, write_ablation_report
     from tapwater.data.corpus import Corpus
+    from tapwater.data.lock import locked
     from tapwater.llm import available_cores
     from tapwater.parallel import join, leave
     from tapwater.train.ablation import run_all
@@ -50,18 +51,25 @@ def ablate(config: Path, /, *overrides: Settings, only: str | None = None, as_js
     corpus = Corpus.open(Path(ablation.base.data.corpus))
     torch.set_num_threads(ablation.base.train.threads or available_cores())
     world = join(ablation.base.parallel)
-    try:
-        with console().status("Settling how long each variant runs"):
-            plan = settle(ablation, chosen, corpus, world)
-        with AblationBars(console(), plan, directory, ablation.budget.seeds) as bars:
-            is_whole = run_all(plan, directory, ablation.budget.seeds, corpus, world, rent, bars)
-    finally:
-        leave()
-    results = collect(plan, directory, ablation.budget.seeds, ablation.budget.target_loss, rent)
-    write_ablation_report(directory, ablation, plan, results)
+    seeds, target_loss = ablation.budget.seeds, ablation.budget.target_loss
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        try:
+            with console().status("Settling how long each variant runs"):
+                plan = settle(ablation, chosen, corpus, world)
+                begun = [each for each in ablation.variants if each in chosen or (directory / each.name).is_dir()]
+                reported = settle(ablation, begun, corpus, world)
+            try:
+                with AblationBars(console(), plan, directory, seeds) as bars:
+                    is_whole = run_all(plan, directory, seeds, corpus, world, rent, bars)
+            finally:  # what is finished stands, whatever ended the others
+                results = collect(reported, directory, seeds, target_loss, rent)
+                write_ablation_report(directory, ablation, reported, results)
+        finally:
+            leave()
     if as_json:
-        write_json(facts(ablation, plan, results))
+        write_json(facts(ablation, reported, results))
     elif results.results:
-        sys.stdout.write(table(ablation, plan, results))
+        sys.stdout.write(table(ablation, reported, results))
     console().print(f"report: {directory / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return 0 if is_whole else INTERRUPTED

@@ -56,3 +56,6 @@ class AblationBars:
             f"{self._label}: {state} step {finished.step} of {finished.total_steps}{bits}, {finished.elapsed_s:.0f} s"
         )
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def diverged(self, why: str) -> None:
+        self._console.print(f"{self._label}: diverged: {why}", highlight=False, markup=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -41,6 +40,7 @@ def facts(ablation: AblationConfig, plan: Plan, results: Results) -> dict[str, A
         "smoothed_steps": SMOOTHED_STEPS,
         "target_loss": results.target_loss,
         "unfinished": list(results.unfinished),
+        "diverged": list(results.diverged),
         "variants": [_variant_facts(each) for each in results.results],
     }
 
@@ -59,7 +59,7 @@ def _page(directory: Path, ablation: AblationConfig, plan: Plan, results: Result
     if not results.results:
         return page(directory.resolve().name, "ablation", _about(ablation, plan), " ".join(_notes(results)), ())
     found = results.results
-    number = 9
+    number = 10
     sections = [
         section("Variants", grid(*_models(results), number)),
         section("What they learned", grid(*_learned(results), number)),
@@ -83,24 +83,25 @@ def _about(ablation: AblationConfig, plan: Plan) -> str:
 
 def _notes(results: Results) -> list[str]:
     notes = [
-        "Figures are means over the finished seeds ± the standard deviation of a sample.",
+        "Figures are means over the finished seeds ± the standard deviation of a sample; intervals are Student's.",
         f"Losses are of the next token in nats, means of the last {SMOOTHED_SHARE:.0%} of steps, at least "
         f"{SMOOTHED_STEPS}.",
         "Active parameters leave out the input embedding, all leave out multi-token prediction; FLOPs have it.",
         "Cache is in bytes per token as bfloat16. Seconds and cost are those of steps, without evaluations.",
     ]
+    notes += [f"Diverged: {each}." for each in results.diverged]
     if results.unfinished:
         notes.append(f"Without a finished run: {', '.join(results.unfinished)}.")
     return notes
 
 
 def _models(results: Results) -> Rows:
-    header = ("variant", "parameters", "active", "MFLOP per token", "cache per token", "steps", "tokens", "tokens/s",
-              "seconds", "cost")  # fmt: skip
+    header = ("variant", "parameters", "active", "MFLOP per token", "cache per token", "steps", "of the budget",
+              "tokens", "tokens/s", "seconds", "cost")  # fmt: skip
     rows = [
         (each.name, f"{each.parameters:,}", f"{each.active_parameters:,}", f"{each.flops_per_token / 1e6:.2f}",
-         f"{each.kv_bytes_per_token:,}", f"{each.steps:,}", f"{each.tokens:,.0f}", _spread(each.tokens_per_s, ",.0f"),
-         _spread(each.seconds, ",.1f"), _money(each.cost_usd))
+         f"{each.kv_bytes_per_token:,}", f"{each.steps:,}", f"{each.budget_share:.1%}", f"{each.tokens:,.0f}",
+         _spread(each.tokens_per_s, ",.0f"), _spread(each.seconds, ",.1f"), _money(each.cost_usd))
         for each in results.results
     ]  # fmt: skip
     return header, rows
@@ -113,7 +114,10 @@ def _learned(results: Results) -> Rows:
     for each in results.results:
         cells = ("not reached",) * 3
         if each.reached is not None:
-            cells = (f"{each.reached.tokens:,.0f}", f"{each.reached.seconds:,.1f}", _money(each.reached.cost_usd))
+            there = each.reached.tokens.n
+            by = "" if there == each.loss.n else f" ({there} of {each.loss.n} seeds)"
+            tokens, seconds = _spread(each.reached.tokens, ",.0f"), _spread(each.reached.seconds, ",.1f")
+            cells = (tokens + by, seconds, _money(each.reached.cost_usd))
         rows.append(
             (each.name, str(each.loss.n), _spread(each.loss, ".4f"), _spread(each.bits_per_byte, ".4f"), *cells)
         )
@@ -132,15 +136,17 @@ def _seeds(results: Results) -> Rows:
 
 
 def _differences(results: Results) -> Rows:
+    """Of held-out text, the same for all; the last losses of training are of the text each run had come to."""
     first, *others = results.results
-    header = ("variant", "n", "loss", "held-out bits per byte")
+    header = ("variant", "n", "held-out bits per byte", "95% interval")
     rows = []
     for each in others:
-        loss, bits = each.loss.minus(first.loss), each.bits_per_byte.minus(first.bits_per_byte)
-        shown = ("no seed in common",) * 2 if loss is None or bits is None else tuple(
-            _spread(spread, "+.4f") for spread in (loss, bits)
-        )  # fmt: skip
-        rows.append((each.name, str(0 if loss is None else loss.n), *shown))
+        bits = each.bits_per_byte.minus(first.bits_per_byte)
+        if bits is None:
+            rows.append((each.name, "0", "no seed in common", "-"))
+            continue
+        ends = "-" if bits.interval is None else " to ".join(_number(end, "+.4f") for end in bits.interval)
+        rows.append((each.name, str(bits.n), _spread(bits, "+.4f"), ends))
     return header, rows
 
 
@@ -188,7 +194,8 @@ def _variant_facts(each: Result) -> dict[str, Any]:
             value = None if value is None else str(value)
         elif name == "reached" and each.reached is not None:
             cost = each.reached.cost_usd
-            value = asdict(each.reached) | {"cost_usd": None if cost is None else str(cost)}
+            value = {"tokens": _spread_facts(each.reached.tokens), "seconds": _spread_facts(each.reached.seconds),
+                     "cost_usd": None if cost is None else str(cost)}  # fmt: skip
         plain[name] = value
     return plain
 

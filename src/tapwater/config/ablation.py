@@ -14,10 +14,12 @@ from tapwater.errors import ConfigError
 
 Equal = Literal["active_flops", "wall_clock"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # also that of a directory
+TAKEN = ("plan.json", "results.json", "table.md", "report.html", "lock")  # files beside those directories
 SECTIONS = tuple(each.name for each in fields(PretrainConfig))
 # What must be the same for all variants, or is set by the ablation itself.
 FIXED = {"train": {"directory", "steps", "minutes", "seed", "precision", "threads", "machine", "usd_per_hour"},
-         "data": {"corpus"}, "parallel": None}  # fmt: skip
+         "data": {"corpus"}, "parallel": None, "spikes": None}  # fmt: skip
+BUDGETED = ("train.directory", "train.steps", "train.minutes")  # the file says them, not the base
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,16 @@ def load_ablation(path: Path, overrides: Sequence[str] = ()) -> AblationConfig:
     base_path = path.parent / Path(budget.base).expanduser()
     base_tables = read_toml(base_path)
     for override in overrides:
+        _check_override(override, tables, str(path))
         apply_override(base_tables, override)
     base = from_tables(base_tables, str(base_path))
     if base.parallel.processes > 1:
         raise ConfigError(f"{base_path}: an ablation's runs are of one process each, parallel is of several")
+    if base.spikes.window:
+        raise ConfigError(
+            f"{base_path}: an ablation's runs do not go back after a loss spike, which would cost more than the "
+            "budget; set spikes.window = 0"
+        )
     variants = tuple(_variant(each, base_tables, str(path)) for each in tables)
     names = [each.name for each in variants]
     for name in names:
@@ -100,10 +108,26 @@ def load_ablation(path: Path, overrides: Sequence[str] = ()) -> AblationConfig:
     return AblationConfig(budget, base, variants)
 
 
+def _check_override(override: str, variants: Sequence[Mapping[str, Any]], where: str) -> None:
+    """ConfigError for a setting that would not reach all variants."""
+    name = override.partition("=")[0]
+    if name in BUDGETED:
+        raise ConfigError(
+            f"{override}: {where} says where an ablation's runs are and how long they take; change it there"
+        )
+    section, _, key = name.partition(".")
+    for table in variants:
+        changes = table.get(section)
+        if (isinstance(changes, Mapping) and key in changes) or name in table.get("without", ()):
+            raise ConfigError(f"{override}: variant {table.get('name')} of {where} has its own {name}; change it there")
+
+
 def _variant(table: Mapping[str, Any], base: Mapping[str, Any], where: str) -> Variant:
     name = table.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(f"{where}: a variant needs a name of letters, digits and . _ + -, got {name!r}")
+    if name in TAKEN:
+        raise ConfigError(f"{where}: a variant cannot be named {name!r}, which is a file of the ablation")
     where = f"{where}: variant {name}"
     merged = deepcopy(dict(base))
     for dropped in _names(table.get("without", []), where):

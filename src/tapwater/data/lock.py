@@ -1,4 +1,4 @@
-"""One build at a time in a directory."""
+"""One process at a time in a directory."""
 
 import fcntl
 from collections.abc import Iterator
@@ -22,6 +22,6 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                f"{directory}: another build is at work there; wait for it or give another directory="
+                f"{directory}: another process is at work there; wait for it or give another directory="
             ) from None
         yield

@@ -1,7 +1,8 @@
 """How long each variant of an ablation runs: settled once, and kept, so that an ablation that goes on is the same."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,23 +10,26 @@ from typing import Any
 
 from rich.console import Console
 
-from tapwater.config import PretrainConfig
+from tapwater.config import PretrainConfig, read_json
 from tapwater.config.ablation import AblationConfig, Equal, Variant
 from tapwater.config.pretrain import BatchSection
 from tapwater.cost.counts import mtp_training_flops_per_token, training_flops_per_token
 from tapwater.data.corpus import Corpus
 from tapwater.data.loader import Loader
-from tapwater.errors import TrainingError
+from tapwater.errors import ConfigError, TrainingError
 from tapwater.parallel import World
 from tapwater.train.loop import Run
 from tapwater.train.probe import Precision
-from tapwater.train.schedule import sequences_at
+from tapwater.train.schedule import learning_rate_share, sequences_at
 from tapwater.train.settled import check_same, plain
-from tapwater.train.setup import check_corpus, choose_precision, seconds_of
+from tapwater.train.setup import check_corpus, check_memory, choose_precision, seconds_of
 
 PLAN_FILE = "plan.json"
 SAMPLED_ROWS = 256  # of which the lengths of documents are taken
 TIMED_STEPS = 4
+MOST_AMISS = 0.1  # of the budget, which whole steps can only come near
+# A run alone may change these when it goes on; speeds and costs that are compared may not.
+COMPUTED = (("train", "threads"), ("train", "recomputation"), ("batch", "micro_sequences"))
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Planned:
     config: PretrainConfig  # train.steps, train.precision and one process among them
     flops_per_token: float
     step_s: float | None
+    budget_share: float  # that its whole steps spend
 
     def run(self, directory: Path, seed: int) -> PretrainConfig:
         """The config of its run number `seed`, from 0."""
@@ -62,12 +67,13 @@ def run_directory(directory: Path, name: str, seed: int) -> Path:
 def settle(ablation: AblationConfig, chosen: Sequence[Variant], corpus: Corpus, world: World) -> Plan:
     """The plan of the chosen variants: read from the ablation's directory, where others may be added to it.
 
-    Raises TrainingError when the directory holds an ablation of other settings, naming them.
+    Raises TrainingError when the directory holds an ablation of other settings, naming them, and ConfigError for a
+    variant or a seed that could not be trained: before anything is.
     """
     path = Path(ablation.budget.directory) / PLAN_FILE
     for variant in chosen:
         check_corpus(variant.config, corpus)
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _begun(ablation, corpus, world)
+    saved = _read(path) if path.is_file() else _begun(ablation, corpus, world)
     asked = _asked(ablation, corpus)
     changed = [name for name in asked if asked[name] != saved["asked"].get(name)]
     if changed:
@@ -75,6 +81,9 @@ def settle(ablation: AblationConfig, chosen: Sequence[Variant], corpus: Corpus, 
             f"{path}: the ablation began with another {' and '.join(changed)}; choose another directory for a new one"
         )
     planned = [_planned(variant, saved, corpus, world, str(path)) for variant in chosen]
+    for each in planned:
+        with _named(f"{each.name}, seed {ablation.budget.seeds - 1}"):
+            each.run(path.parent, ablation.budget.seeds - 1)
     _write(path, saved)
     return Plan(ablation.budget.equal, saved["amount"], saved["precision"], corpus.fingerprint, tuple(planned))
 
@@ -103,6 +112,11 @@ def steps_for(tokens: float, batch: BatchSection, sequence_length: int) -> int:
     return max(1, batch.ramp_steps + round(left / batch.sequences))
 
 
+def tokens_of(steps: int, batch: BatchSection, sequence_length: int) -> int:
+    """Tokens that so many steps read."""
+    return sequence_length * sum(sequences_at(step, batch, batch.micro_sequences) for step in range(steps))
+
+
 def seconds_per_step(config: PretrainConfig, corpus: Corpus, world: World) -> float:
     """The least time of a few whole steps of a run that is thrown away."""
     with TemporaryDirectory() as directory:
@@ -129,11 +143,12 @@ def _begun(ablation: AblationConfig, corpus: Corpus, world: World) -> dict[str, 
         amount = 60 * budget.minutes
     else:
         assert budget.steps is not None
-        rows = sum(sequences_at(step, base.batch, base.batch.micro_sequences) for step in range(budget.steps))
+        tokens = tokens_of(budget.steps, base.batch, base.data.sequence_length)
         if budget.equal == "active_flops":
-            amount = rows * base.data.sequence_length * flops_per_token(base, corpus)
+            amount = tokens * flops_per_token(base, corpus)
         else:
-            amount = rows / base.batch.sequences * seconds_per_step(base, corpus, world)
+            whole_step = base.batch.sequences * base.data.sequence_length
+            amount = tokens / whole_step * seconds_per_step(base, corpus, world)
     return {"asked": asked, "amount": amount, "precision": precision, "variants": {}}
 
 
@@ -141,20 +156,60 @@ def _planned(variant: Variant, saved: dict[str, Any], corpus: Corpus, world: Wor
     """A variant that `saved` has, or that is added to it."""
     config = _prepared(variant.config, saved["precision"])
     known = saved["variants"].get(variant.name)
+    is_new = known is None
     if known is None:
-        flops = flops_per_token(config, corpus)
-        step_s = None
-        if saved["asked"]["equal"] == "active_flops":
-            tokens = saved["amount"] / flops
-        else:
-            step_s = seconds_per_step(config, corpus, world)
-            tokens = saved["amount"] / step_s * config.batch.sequences * config.data.sequence_length
-        steps = steps_for(tokens, config.batch, config.data.sequence_length)
-        known = {"steps": steps, "flops_per_token": flops, "step_s": step_s, "config": plain(config)}
+        is_timed = saved["asked"]["equal"] == "wall_clock"
+        step_s = seconds_per_step(config, corpus, world) if is_timed else None
+        known = {"flops_per_token": flops_per_token(config, corpus), "step_s": step_s, "config": plain(config)}
+    batch, length = config.batch, config.data.sequence_length
+    if known["step_s"] is None:
+        tokens = saved["amount"] / known["flops_per_token"]
+    else:
+        tokens = saved["amount"] / known["step_s"] * batch.sequences * length
+    if is_new:
+        known["steps"] = steps_for(tokens, batch, length)
         saved["variants"][variant.name] = known
-    check_same(known["config"], config, f"{where}: variant {variant.name}")
+    share = tokens_of(known["steps"], batch, length) / tokens
+    if is_new:
+        with _named(f"variant {variant.name}"):
+            _check(config, known["steps"], share, world)
+    where = f"{where}: variant {variant.name}"
+    check_same(known["config"], config, where)
+    own = plain(config)
+    changed = [f"{part}.{key}" for part, key in COMPUTED if own[part][key] != known["config"][part][key]]
+    if changed:
+        raise TrainingError(f"{where}: speeds are compared, so {' and '.join(changed)} must stay as the ablation began")
     timed = replace(config, train=replace(config.train, steps=known["steps"], minutes=None))
-    return Planned(variant.name, timed, known["flops_per_token"], known["step_s"])
+    return Planned(variant.name, timed, known["flops_per_token"], known["step_s"], share)
+
+
+def _check(config: PretrainConfig, steps: int, share: float, world: World) -> None:
+    """ConfigError for what its run would refuse in its turn, and for steps too coarse for the budget."""
+    if abs(share - 1) > MOST_AMISS:
+        raise ConfigError(f"whole steps ({steps}) come to {share:.0%} of the budget; give more steps, flops or minutes")
+    learning_rate_share(0, steps, config.schedule)
+    precision = config.train.precision
+    assert precision != "auto"
+    check_memory(config, precision, world)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say of a refusal what it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except ConfigError as error:
+        raise TrainingError(f"{error}; put it back as it was, or choose another directory") from None
+    if not {"asked", "amount", "precision", "variants"} <= found.keys():
+        raise TrainingError(f"{path}: is no plan of an ablation; put it back as it was, or choose another directory")
+    return found
 
 
 def _prepared(config: PretrainConfig, precision: Precision) -> PretrainConfig:

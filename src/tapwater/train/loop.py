@@ -17,7 +17,7 @@ from tapwater.checkpoint.train_state import random_state, restore_random_state
 from tapwater.config import PretrainConfig
 from tapwater.data.corpus import Corpus
 from tapwater.data.loader import Loader
-from tapwater.errors import CheckpointError, TrainingError
+from tapwater.errors import CheckpointError, DivergedError, TrainingError
 from tapwater.parallel import World
 from tapwater.train.build import build_step
 from tapwater.train.clock import Clock
@@ -193,7 +193,7 @@ class Run:
         if self.evaluated is not None and self.evaluated.step == self.number:  # resumed after it
             return
         if not self._evaluate(record, None):
-            raise TrainingError(f"step {self.number}, the last: held-out text gave no finite number")
+            raise DivergedError(f"step {self.number}, the last: held-out text gave no finite number")
 
     def _now(self) -> Moment:
         elapsed_s, states = self.clock.spent().elapsed_s, (self.loader.state(), self.detector.state(), random_state())

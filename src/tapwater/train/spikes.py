@@ -5,7 +5,7 @@ from math import isfinite, sqrt
 from typing import Any
 
 from tapwater.config.pretrain import SpikeSection
-from tapwater.errors import TrainingError
+from tapwater.errors import DivergedError, TrainingError
 
 
 class SpikeDetector:
@@ -32,12 +32,12 @@ class SpikeDetector:
         """Take in the loss of a step; True when it completes a spike.
 
         A gradient or held-out text that gave no finite number is told of as a loss that is none: the weights are lost
-        as well. Raises TrainingError for those when spikes are not looked for (window 0).
+        as well. Raises DivergedError for those when spikes are not looked for (window 0).
         """
         section = self.section
         if not isfinite(loss):
             if section.window == 0:
-                raise TrainingError(
+                raise DivergedError(
                     f"step {step}: the loss, its gradient or held-out text gave {loss}; lower optimizer.lr, or set "
                     "spikes.window to go back to the last checkpoint and skip the batches that led here"
                 )
