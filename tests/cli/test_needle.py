@@ -2,12 +2,15 @@
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from evals.test_needle import HAYSTACK, Reader
 from tapwater.cli import main
+from tapwater.engine import SamplingParams
+from tapwater.llm import Completion
 from tapwater.text import Tokenizer
 from training import make_corpus
 
@@ -42,7 +45,7 @@ def test_a_table_a_file_and_a_page(llm: Scripted, tmp_path: Path, capsys: pytest
     asked = ("--haystack", tmp_path / "hay.txt", "--lengths", "512,2048", "--depths", "0,1", "--trials", 2)
     assert run(*asked, *written) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines == [["depth", "512", "2,048"], ["0%", "100%", "0%"], ["100%", "100%", "100%"]]
+    assert lines == [["depth", "512", "2,048"], ["0%", "2/2", "0/2"], ["100%", "2/2", "2/2"]]
     facts = json.loads(out.read_text())
     assert [each["exact"] for each in facts["cells"]] == [1.0, 1.0, 0.0, 1.0]
     missed = facts["cells"][2]["trials"][0]
@@ -51,6 +54,26 @@ def test_a_table_a_file_and_a_page(llm: Scripted, tmp_path: Path, capsys: pytest
     assert llm.closed
     assert run(*asked, *written) == 1  # a result is never replaced
     assert "is there already" in capsys.readouterr().err
+
+
+def test_an_interrupted_test_keeps_the_cells_it_has(
+    llm: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = llm.generate
+
+    def stopped(prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
+        if len(llm.prompts) == 3:
+            raise KeyboardInterrupt
+        return generate(prompts, params)
+
+    monkeypatch.setattr(llm, "generate", stopped)
+    out, page = tmp_path / "needle.json", tmp_path / "needle.html"
+    asked = ("--haystack", tmp_path / "hay.txt", "--lengths", "512,1024", "--depths", "0,1", "--trials", 1)
+    assert run(*asked, "--output", out, "--report", page) == 130
+    found = capsys.readouterr()
+    assert [line.split() for line in found.out.splitlines()][2] == ["100%", "1/1", "-"]
+    assert "stopped after 3 of 4 cells" in found.err
+    assert len(json.loads(out.read_text())["cells"]) == 3 and not page.exists() and llm.closed
 
 
 def test_lengths_beyond_the_model_are_named(llm: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,8 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
 
+    encode_words = encode_part = encode
+
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         return self.encode(f"<user>{messages[0]['content']}<assistant>")
 
@@ -59,7 +61,7 @@ def test_a_model_that_sees_everything_finds_everything_and_one_that_does_not_fin
 def test_prompts_have_their_length_and_the_needle_its_depth(form: str) -> None:
     llm = Reader()
     test = NeedleTest((1024,), (0.0, 0.25, 1.0), trials=2, form=form)  # pyrefly: ignore
-    first = run(llm, HAYSTACK, test, lambda done, total: None)  # pyrefly: ignore
+    first = list(run(llm, HAYSTACK, test, lambda done, total: None))  # pyrefly: ignore
     keys = [trial.key for trial in first[0].trials]
     assert keys[0] != keys[1] and [trial.key for trial in first[2].trials] == keys
     for number, text in enumerate(llm.prompts):
@@ -68,13 +70,13 @@ def test_prompts_have_their_length_and_the_needle_its_depth(form: str) -> None:
         depth = (0.0, 0.25, 1.0)[number // 2]
         assert place / (len(text) - 120) == pytest.approx(depth, abs=0.08)
     again = Reader()
-    run(again, HAYSTACK, test, lambda done, total: None)  # pyrefly: ignore
+    list(run(again, HAYSTACK, test, lambda done, total: None))  # pyrefly: ignore
     assert again.prompts == llm.prompts
 
 
 def test_a_short_haystack_is_repeated() -> None:
     llm = Reader()
-    run(llm, "a river ", NeedleTest((1024,), (0.5,), trials=1), lambda done, total: None)  # pyrefly: ignore
+    list(run(llm, "a river ", NeedleTest((1024,), (0.5,), trials=1), lambda done, total: None))  # pyrefly: ignore
     assert llm.prompts[0].count("river") > 90
 
 
@@ -83,8 +85,18 @@ def test_what_cannot_be_held_or_hidden_is_refused_by_name() -> None:
         shares(Reader(), NeedleTest((1024, 8192, 16384), (0.5,)))
     with pytest.raises(ConfigError, match="no room in a length of 64"):
         shares(Reader(), NeedleTest((64,), (0.5,)))
-    with pytest.raises(ConfigError, match=r"must have \{key\}"):
-        NeedleTest((64,), (0.5,), needle="The key is gone.")
+    for needle in ("The key is gone.", "The key is 7{key}."):
+        with pytest.raises(ConfigError, match=r"must have \{key\}"):
+            NeedleTest((64,), (0.5,), needle=needle)
+    for question in (" ", "Is it {key}?"):
+        with pytest.raises(ConfigError, match=r"words without \{key\}"):
+            NeedleTest((64,), (0.5,), question=question)
+    with pytest.raises(ConfigError, match="depths has a number twice"):
+        NeedleTest((64,), (0.5, 0.5))
+    with pytest.raises(ConfigError, match="at least 1 token, got -5"):
+        NeedleTest((-5,), (0.5,))
+    with pytest.raises(ConfigError, match="max_tokens 6 are fewer than the 7"):
+        shares(Reader(), NeedleTest((512,), (0.5,), max_tokens=6))
     with pytest.raises(ConfigError, match=r"depth is between 0 and 1, got 1\.5"):
         NeedleTest((64,), (1.5,))
 

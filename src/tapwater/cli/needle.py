@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from tapwater.cli.common import DEFAULT_MODEL, ConfigFile, Overrides, load, model_id, progress_bar, split_overrides
+from tapwater.cli.common import (
+    DEFAULT_MODEL,
+    ConfigFile,
+    Overrides,
+    console,
+    load,
+    model_id,
+    progress_bar,
+    split_overrides,
+)
 from tapwater.cli.output import AsJson, check_new, check_page, write_json
 from tapwater.cli.text_table import text_table
+from tapwater.cli.train import INTERRUPTED
 from tapwater.config import load_run
 from tapwater.errors import ConfigError, DataError
 
@@ -37,7 +47,7 @@ def needle(
     report: Path | None = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
-) -> None:
+) -> int:
     """Hide a sentence with a number in a long text, ask for it, and count exact answers.
 
     Answers are greedy. A length that the model cannot hold is refused; a haystack shorter than a prompt is repeated.
@@ -61,7 +71,7 @@ def needle(
     max_tokens
         Tokens of an answer.
     output
-        Write JSON with every prompt's number and answer to this new file.
+        Write JSON with every prompt's number and answer to this new file, cell by cell: Ctrl-C loses one cell.
     report
         Write a heat map to this HTML file; a page that is there is replaced, anything else is not.
     """
@@ -71,7 +81,7 @@ def needle(
         check_new(output, "--output")
     if report is not None:
         check_page(report, "--report")
-    from tapwater.evals.needle import NEEDLE, QUESTIONS, NeedleTest, run
+    from tapwater.evals.needle import NEEDLE, QUESTIONS, Cell, NeedleTest, run
 
     test = NeedleTest(
         lengths=tuple(_number(each, int, "--lengths") for each in lengths.split(",")),
@@ -85,24 +95,35 @@ def needle(
     )
     text = read_haystack(haystack)
     llm = load(model, run_config)
+    cells: list[Cell] = []
+    facts: dict[str, Any] = {}
+    is_whole = True
     try:
         from rich.progress import MofNCompleteColumn
 
         with progress_bar("Asking", MofNCompleteColumn()) as progress:
-            cells = run(llm, text, test, progress)
-        facts = _facts(model_id(model), llm.computed_by, haystack, len(text), test, cells)
+            for cell in run(llm, text, test, progress):
+                cells.append(cell)
+                facts = _facts(model_id(model), llm.computed_by, haystack, len(text), test, cells)
+                if output is not None:
+                    output.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except KeyboardInterrupt:
+        is_whole = False
     finally:
         llm.close()
-    if output is not None:
-        output.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if as_json and cells:
+        write_json(facts)
+    elif not as_json:
+        sys.stdout.write(_table(test, cells))
+    if not is_whole:
+        total = len(test.lengths) * len(test.depths)
+        console().print(f"stopped after {len(cells)} of {total} cells", markup=False, highlight=False)
+        return INTERRUPTED
     if report is not None:
         from tapwater.cli.needle_report import needle_report
 
         report.write_text(needle_report(facts), encoding="utf-8")
-    if as_json:
-        write_json(facts)
-    else:
-        sys.stdout.write(_table(test, cells))
+    return 0
 
 
 def read_haystack(path: Path) -> str:
@@ -137,9 +158,12 @@ def _number(text: str, kind: type[int] | type[float], option: str) -> Any:
 
 
 def _table(test: "NeedleTest", cells: "list[Cell]") -> str:
-    shares = {(each.length, each.depth): each.share for each in cells}
+    """Exact answers of each cell's; a dash for a cell that was not come to."""
+    found = {(each.length, each.depth): f"{each.num_exact}/{len(each.trials)}" for each in cells}
     header = ("depth", *(f"{length:,}" for length in test.lengths), "")
-    rows = [(f"{depth:.0%}", *(f"{shares[length, depth]:.0%}" for length in test.lengths), "") for depth in test.depths]
+    rows = [
+        (f"{depth:.0%}", *(found.get((length, depth), "-") for length in test.lengths), "") for depth in test.depths
+    ]
     return text_table(header, rows, "r" * (1 + len(test.lengths)))
 
 

@@ -26,8 +26,10 @@ def check_new(path: Path, option: str) -> None:
 
 
 def check_page(path: Path, option: str) -> None:
-    """ConfigError when what is to be replaced by an HTML page does not begin like one."""
+    """ConfigError when what is to be replaced by an HTML page does not begin like one; or there is no directory."""
     if not path.exists():
+        if not path.parent.is_dir():
+            raise ConfigError(f"{option}: there is no directory {path.parent}")
         return
     start = b""
     if path.is_file():

@@ -2,8 +2,9 @@
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, Protocol
 
 from tapwater.engine import SamplingParams
@@ -57,8 +58,17 @@ class NeedleTest:
         for depth in self.depths:
             if not 0 <= depth <= 1:
                 raise ConfigError(f"needle: a depth is between 0 and 1, got {depth}")
-        if KEY not in self.needle:
-            raise ConfigError(f"needle: the needle must have {KEY} where the digits go, got {self.needle!r}")
+        for name, values in (("lengths", self.lengths), ("depths", self.depths)):
+            if len(set(values)) < len(values):
+                raise ConfigError(f"needle: {name} has a number twice: {', '.join(map(str, values))}")
+        if min(self.lengths) < 1:
+            raise ConfigError(f"needle: a length is at least 1 token, got {min(self.lengths)}")
+        if not re.search(rf"(?<!\d){re.escape(KEY)}(?!\d)", self.needle):
+            raise ConfigError(
+                f"needle: the needle must have {KEY} where the digits go, and no digit beside it, got {self.needle!r}"
+            )
+        if self.question is not None and (KEY in self.question or not self.question.strip()):
+            raise ConfigError(f"needle: the question must be words without {KEY}, got {self.question!r}")
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,13 @@ class Cell:
     trials: tuple[Trial, ...]
 
     @property
+    def num_exact(self) -> int:
+        return sum(each.is_exact for each in self.trials)
+
+    @property
     def share(self) -> float:
         """Of the trials that were answered exactly."""
-        return sum(each.is_exact for each in self.trials) / len(self.trials)
+        return self.num_exact / len(self.trials)
 
 
 def says(answer: str, key: str) -> bool:
@@ -102,24 +116,24 @@ def check_lengths(test: NeedleTest, max_context: int) -> None:
         )
 
 
-def run(llm: Model, haystack: str, test: NeedleTest, progress: Callable[[int, int], None]) -> list[Cell]:
-    """Every cell of the grid, lengths outside, depths inside; greedy answers. `progress` counts cells.
+def run(llm: Model, haystack: str, test: NeedleTest, progress: Callable[[int, int], None]) -> Iterator[Cell]:
+    """Every cell of the grid as it is found, lengths outside, depths inside; greedy answers. `progress` counts cells.
 
     A haystack shorter than a prompt is repeated. Raises ConfigError for a length that the model cannot hold, or that
-    has no room for the needle and the question.
+    has no room for the needle and the question, and for an answer too short for a number.
     """
     check_lengths(test, llm.max_context)
     if not haystack.strip():
         raise ConfigError("needle: the haystack has no text")
-    cells: list[Cell] = []
+    needed = len(llm.tokenizer.encode_part(f" {10**DIGITS - 1}")) + 1  # what ends the number too
+    if test.max_tokens < needed:
+        raise ConfigError(f"needle: max_tokens {test.max_tokens} are fewer than the {needed} a number can take")
     total = len(test.lengths) * len(test.depths)
     params = SamplingParams(max_tokens=test.max_tokens, temperature=0.0)
-    for length in test.lengths:
-        for depth in test.depths:
-            progress(len(cells), total)
-            cells.append(_cell(llm, haystack, test, length, depth, params))
+    for number, (length, depth) in enumerate(product(test.lengths, test.depths)):
+        progress(number, total)
+        yield _cell(llm, haystack, test, length, depth, params)
     progress(total, total)
-    return cells
 
 
 def _cell(llm: Model, haystack: str, test: NeedleTest, length: int, depth: float, params: SamplingParams) -> Cell:
@@ -148,7 +162,7 @@ def prompt(
         return (
             tokenizer.encode_chat([{"role": "user", "content": text}])
             if test.form == "chat"
-            else tokenizer.encode(text)
+            else tokenizer.encode_words(text)
         )
 
     empty = tokens_of(0)
@@ -160,6 +174,8 @@ def prompt(
     # characters that fit (low) and do not (high), closed in on by the rate of tokens to characters between them
     low, best = 0, empty
     high = 16 * num_tokens
+    while len(tokens_of(high)) <= num_tokens:  # spaces, say, which are many to a token
+        high *= 2
     guess = 3 * (num_tokens - len(empty))
     for _ in range(TRIES):
         found = tokens_of(guess)

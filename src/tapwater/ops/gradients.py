@@ -6,6 +6,7 @@ only. The dtype is float32 or bfloat16 and the same for all arguments, but for r
 Gradients of gradients are not defined.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,13 +82,16 @@ class _Linears(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *dy_TO: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         x_TI, *weights_OI = ctx.saved_tensors
-        dx_TI: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            dx_TI = dy_TO[0] @ weights_OI[0]
-            for dy, weight_OI in zip(dy_TO[1:], weights_OI[1:], strict=True):
-                dx_TI.addmm_(dy, weight_OI)
+        dx_TI = _sum_of_products(dy_TO, weights_OI) if ctx.needs_input_grad[0] else None
         found = weight_gradients(x_TI, *dy_TO) if any(ctx.needs_input_grad[1:]) else [None] * len(weights_OI)
         return dx_TI, *found
+
+
+def _sum_of_products(dy_TO: Sequence[Tensor], weights_OI: Sequence[Tensor]) -> Tensor:
+    total_TI = dy_TO[0] @ weights_OI[0]
+    for dy, weight_OI in zip(dy_TO[1:], weights_OI[1:], strict=True):
+        total_TI.addmm_(dy, weight_OI)
+    return total_TI
 
 
 def linears(x_TI: Tensor, *weights_OI: Tensor) -> tuple[Tensor, ...]:

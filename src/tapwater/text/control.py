@@ -41,6 +41,10 @@ class ControlStrings:
         """
         return [self._mark_message(message) for message in messages]
 
+    def mark_text(self, text: str) -> str:
+        """The same of a text that is no message."""
+        return _mark_text(text, self._elsewhere)
+
     def split(self, prompt: str) -> list[str]:
         """Cut a rendered prompt into the parts to encode one by one."""
         return prompt.split(MARK)

@@ -90,6 +90,11 @@ class Tokenizer:
         """Encode text that stands within a document: no BOS, whatever the model wants; otherwise as `encode`."""
         return self._encode(text, add_special_tokens=False)
 
+    def encode_words(self, text: str) -> list[int]:
+        """As `encode`, but control strings are ordinary text, as they are in messages."""
+        first, *others = self._control.split(self._control.mark_text(text))
+        return self.encode(first) + [token_id for part in others for token_id in self.encode_part(part)]
+
     def token_id(self, token: str) -> int | None:
         """The id of one token of the vocabulary, special ones too; None for what is none."""
         return self._backend.token_to_id(token)
