@@ -3,10 +3,16 @@
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tapwater.cli import main
+from tapwater.data.lock import locked
+from tapwater.errors import TrainingError
+from tapwater.train import ablation
+from tapwater.train.ablation_plan import Planned
+from tapwater.train.loop import Finished
 from training import make_corpus
 
 train_verb = importlib.import_module("tapwater.cli.train")
@@ -107,9 +113,41 @@ def test_runs_of_another_length_than_the_plan_are_refused(files: Path, capsys: p
     facts = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in facts["variants"]] == ["mha", "mqa"]  # what is finished is reported too
     (files / "ablation" / "plan.json").unlink()
+    kept = (files / "ablation" / "results.json").read_bytes()
     config.write_text(config.read_text().replace("steps = 3", "steps = 6"))
     assert run("ablate", config) == 1
-    assert "began with 3 steps" in " ".join(capsys.readouterr().err.split())
+    assert "mha, seed 0:" in (said := " ".join(capsys.readouterr().err.split())) and "began with 3 steps" in said
+    assert (files / "ablation" / "results.json").read_bytes() == kept
+    assert not (files / "ablation" / "plan.json").exists()
+
+
+def test_a_refusal_leaves_the_plan_as_it_was(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = files / "ablation.toml"
+    assert run("ablate", config, "--only", "mha") == 0
+    plan = (files / "ablation" / "plan.json").read_bytes()
+    assert run("ablate", config, "--only", "mqa", "optimizer.lr=0.5") == 1
+    assert "variant mha: the run began with other settings of optimizer.lr" in " ".join(capsys.readouterr().err.split())
+    assert (files / "ablation" / "plan.json").read_bytes() == plan
+    with locked(files / "ablation"):
+        assert run("ablate", config) == 1
+    assert "another process is at work there" in " ".join(capsys.readouterr().err.split())
+    assert run("ablate", config) == 0
+
+
+def test_an_error_names_its_run_and_what_is_finished_is_reported(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ablation._run
+
+    def failing(variant: Planned, *rest: Any) -> Finished:
+        if variant.name == "mqa":
+            raise TrainingError("out of luck")
+        return train(variant, *rest)
+
+    monkeypatch.setattr(ablation, "_run", failing)
+    assert run("ablate", files / "ablation.toml") == 1
+    assert "mqa, seed 0: out of luck" in capsys.readouterr().err
+    assert "| mha | 1 |" in (files / "ablation" / "table.md").read_text()
 
 
 def test_a_run_ends_with_its_page(

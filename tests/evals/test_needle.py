@@ -83,8 +83,10 @@ def test_a_short_haystack_is_repeated() -> None:
 def test_what_cannot_be_held_or_hidden_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"lengths 8192, 16384 are more than the 4096 tokens of the model's context"):
         shares(Reader(), NeedleTest((1024, 8192, 16384), (0.5,)))
+    reader = Reader()
     with pytest.raises(ConfigError, match="no room in a length of 64"):
-        shares(Reader(), NeedleTest((64,), (0.5,)))
+        shares(reader, NeedleTest((1024, 64), (0.5,)))
+    assert not reader.prompts  # before anything is asked
     for needle in ("The key is gone.", "The key is 7{key}."):
         with pytest.raises(ConfigError, match=r"must have \{key\}"):
             NeedleTest((64,), (0.5,), needle=needle)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from tapwater.checkpoint import load_hf
@@ -166,10 +167,11 @@ def test_a_run_that_diverges_is_told_of_and_the_others_go_on(
     hot = make_config(corpus, tmp_path / "base", optimizer={"lr": 1e30}, evaluation={"sequences": 1})
     ablation = replace(ablation, variants=(Variant("hot", hot), *ablation.variants[1:]))
     world, out = join(ParallelSection()), Console(file=io.StringIO(), width=200)
-    for _ in range(2):  # the second time there is nothing to do
+    for _ in range(2):
         plan = settle(ablation, ablation.variants, corpus, world)
         with AblationBars(out, plan, tmp_path, 1) as bars:
             assert run_all(plan, tmp_path, 1, corpus, world, RENT, bars)
+        monkeypatch.setattr("tapwater.train.ablation._run", None)  # the second time there is nothing to do
     results = collect(plan, tmp_path, 1, None, RENT)
     assert [each.name for each in results.results] == ["dense"] and results.unfinished == ["hot"]
     assert len(results.diverged) == 1 and results.diverged[0].startswith("hot, seed 0: step 2: the loss")
@@ -195,10 +197,19 @@ def test_a_plan_that_is_damaged_or_computed_otherwise_is_refused(corpus: Corpus,
     world, ablation = join(ParallelSection()), make_ablation(corpus, tmp_path)
     settle(ablation, ablation.variants, corpus, world)
     other = make_config(
-        corpus, tmp_path / "base", checkpoint={"every_steps": 2}, evaluation={"sequences": 1}, train={"threads": 2}
+        corpus,
+        tmp_path / "base",
+        checkpoint={"every_steps": 2},
+        evaluation={"sequences": 1},
+        train={"recomputation": "full"},
     )
-    with pytest.raises(TrainingError, match=r"speeds are compared, so train\.threads must stay"):
+    with pytest.raises(TrainingError, match=r"speeds are compared, so train\.recomputation must stay"):
         settle(ablation, (Variant("moe", other),), corpus, world)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    with pytest.raises(TrainingError, match="began with another threads"):
+        settle(ablation, ablation.variants, corpus, world)
+    torch.set_num_threads(threads)
     for text in ("{", "{}"):
         (tmp_path / "plan.json").write_text(text)
         with pytest.raises(TrainingError, match="put it back as it was"):

@@ -1,6 +1,7 @@
 """`tapwater ablate`: what a change to a model or its training is worth, with seeds and cost."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from cyclopts import Parameter
 from tapwater.cli.common import console
 from tapwater.cli.output import AsJson, write_json
 from tapwater.cli.train import INTERRUPTED, rent_of
+from tapwater.errors import TapwaterError
 
 Settings = Annotated[str, Parameter(help="Settings of the base as section.key=value, e.g. data.corpus=corpus.")]
 
@@ -43,28 +45,40 @@ def ablate(config: Path, /, *overrides: Settings, only: str | None = None, as_js
     from tapwater.llm import available_cores
     from tapwater.parallel import join, leave
     from tapwater.train.ablation import run_all
-    from tapwater.train.ablation_plan import settle
-    from tapwater.train.ablation_results import collect
+    from tapwater.train.ablation_plan import planned_before, settle
+    from tapwater.train.ablation_results import Results, collect
     from tapwater.train.allocator import keep_freed_memory
 
     keep_freed_memory()
     corpus = Corpus.open(Path(ablation.base.data.corpus))
     torch.set_num_threads(ablation.base.train.threads or available_cores())
-    world = join(ablation.base.parallel)
     seeds, target_loss = ablation.budget.seeds, ablation.budget.target_loss
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         try:
+            world = join(ablation.base.parallel)
+            begun = planned_before(directory)
             with console().status("Settling how long each variant runs"):
-                plan = settle(ablation, chosen, corpus, world)
-                begun = [each for each in ablation.variants if each in chosen or (directory / each.name).is_dir()]
-                reported = settle(ablation, begun, corpus, world)
+                reported = settle(
+                    ablation,
+                    [each for each in ablation.variants if each in chosen or each.name in begun],
+                    corpus,
+                    world,
+                )
+            plan = replace(reported, variants=tuple(each for each in reported.variants if each.name in names))
+
+            def report() -> Results:
+                results = collect(reported, directory, seeds, target_loss, rent)
+                write_ablation_report(directory, ablation, reported, results)
+                return results
+
             try:
                 with AblationBars(console(), plan, directory, seeds) as bars:
                     is_whole = run_all(plan, directory, seeds, corpus, world, rent, bars)
-            finally:  # what is finished stands, whatever ended the others
-                results = collect(reported, directory, seeds, target_loss, rent)
-                write_ablation_report(directory, ablation, reported, results)
+            except TapwaterError:
+                report()  # what is finished stands
+                raise
+            results = report()
         finally:
             leave()
     if as_json:
@@ -72,4 +86,6 @@ def ablate(config: Path, /, *overrides: Settings, only: str | None = None, as_js
     elif results.results:
         sys.stdout.write(table(ablation, reported, results))
     console().print(f"report: {directory / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
-    return 0 if is_whole else INTERRUPTED
+    if not is_whole:
+        return INTERRUPTED
+    return 0 if results.results else 1

@@ -28,7 +28,7 @@ class AblationBars:
         self._all = self._bars.add_task("all steps", total=sum(steps for _, steps in left), about="")
         self._one = self._bars.add_task("", total=1, about="", visible=False)
         self._number, self._total = total - len(left), total
-        self._base, self._label = 0, ""
+        self._base, self._steps, self._label = 0, 0, ""
 
     def __enter__(self) -> "AblationBars":
         self._bars.start()
@@ -39,6 +39,7 @@ class AblationBars:
 
     def begin(self, name: str, seed: int, step: int, total_steps: int) -> None:
         self._number += 1
+        self._steps = total_steps
         self._label = f"{name}, seed {seed}"
         about = f"run {self._number} of {self._total}"
         self._bars.update(self._all, completed=self._base + step, about=about)
@@ -58,4 +59,5 @@ class AblationBars:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def diverged(self, why: str) -> None:
+        self._base += self._steps  # they are not left to do
         self._console.print(f"{self._label}: diverged: {why}", highlight=False, markup=False, soft_wrap=True)

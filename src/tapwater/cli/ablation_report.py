@@ -47,7 +47,7 @@ def facts(ablation: AblationConfig, plan: Plan, results: Results) -> dict[str, A
 
 def table(ablation: AblationConfig, plan: Plan, results: Results) -> str:
     """The tables in Markdown."""
-    said = [_about(ablation, plan), *_notes(results)]
+    said = [_about(ablation, plan), *_notes(plan, results)]
     tables = [("Variants", _models(results)), ("What they learned", _learned(results)), ("Each seed", _seeds(results))]
     if len(results.results) > 1:
         tables.append((f"Less {results.results[0].name}, seed by seed", _differences(results)))
@@ -57,7 +57,7 @@ def table(ablation: AblationConfig, plan: Plan, results: Results) -> str:
 
 def _page(directory: Path, ablation: AblationConfig, plan: Plan, results: Results) -> str:
     if not results.results:
-        return page(directory.resolve().name, "ablation", _about(ablation, plan), " ".join(_notes(results)), ())
+        return page(directory.resolve().name, "ablation", _about(ablation, plan), " ".join(_notes(plan, results)), ())
     found = results.results
     number = 10
     sections = [
@@ -69,7 +69,7 @@ def _page(directory: Path, ablation: AblationConfig, plan: Plan, results: Result
     ]
     if len(found) > 1:
         sections.append(section(f"Less {found[0].name}, seed by seed", grid(*_differences(results), number)))
-    said = " ".join(_notes(results))
+    said = " ".join(_notes(plan, results))
     return page(directory.resolve().name, "ablation", _about(ablation, plan), said, sections)
 
 
@@ -81,7 +81,7 @@ def _about(ablation: AblationConfig, plan: Plan) -> str:
     )
 
 
-def _notes(results: Results) -> list[str]:
+def _notes(plan: Plan, results: Results) -> list[str]:
     notes = [
         "Figures are means over the finished seeds ± the standard deviation of a sample; intervals are Student's.",
         f"Losses are of the next token in nats, means of the last {SMOOTHED_SHARE:.0%} of steps, at least "
@@ -89,6 +89,8 @@ def _notes(results: Results) -> list[str]:
         "Active parameters leave out the input embedding, all leave out multi-token prediction; FLOPs have it.",
         "Cache is in bytes per token as bfloat16. Seconds and cost are those of steps, without evaluations.",
     ]
+    if plan.equal == "wall_clock":
+        notes.append("Of the budget: what whole steps were to take by the time of a step that was measured beforehand.")
     notes += [f"Diverged: {each}." for each in results.diverged]
     if results.unfinished:
         notes.append(f"Without a finished run: {', '.join(results.unfinished)}.")

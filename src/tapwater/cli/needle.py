@@ -21,6 +21,7 @@ from tapwater.cli.output import AsJson, check_new, check_page, write_json
 from tapwater.cli.text_table import text_table
 from tapwater.cli.train import INTERRUPTED
 from tapwater.config import load_run
+from tapwater.data.replacing import replace_text
 from tapwater.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def needle(
     max_tokens
         Tokens of an answer.
     output
-        Write JSON with every prompt's number and answer to this new file, cell by cell: Ctrl-C loses one cell.
+        Write JSON with every prompt's number and answer to this new file, whole after every cell.
     report
         Write a heat map to this HTML file; a page that is there is replaced, anything else is not.
     """
@@ -97,7 +98,7 @@ def needle(
     llm = load(model, run_config)
     cells: list[Cell] = []
     facts: dict[str, Any] = {}
-    is_whole = True
+    total = len(test.lengths) * len(test.depths)
     try:
         from rich.progress import MofNCompleteColumn
 
@@ -106,18 +107,19 @@ def needle(
                 cells.append(cell)
                 facts = _facts(model_id(model), llm.computed_by, haystack, len(text), test, cells)
                 if output is not None:
-                    output.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                    replace_text(output, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     except KeyboardInterrupt:
-        is_whole = False
+        if not cells:
+            raise
     finally:
         llm.close()
-    if as_json and cells:
+    if as_json:
         write_json(facts)
-    elif not as_json:
+    else:
         sys.stdout.write(_table(test, cells))
-    if not is_whole:
-        total = len(test.lengths) * len(test.depths)
-        console().print(f"stopped after {len(cells)} of {total} cells", markup=False, highlight=False)
+    if len(cells) < total:
+        page = "" if report is None else f"; no {report}, which is of whole tests"
+        console().print(f"stopped after {len(cells)} of {total} cells{page}", markup=False, highlight=False)
         return INTERRUPTED
     if report is not None:
         from tapwater.cli.needle_report import needle_report
@@ -183,6 +185,7 @@ def _facts(
         "max_tokens": test.max_tokens,
         "lengths": list(test.lengths),
         "depths": list(test.depths),
+        "is_whole": len(cells) == len(test.lengths) * len(test.depths),
         "cells": [
             {
                 "length": each.length,

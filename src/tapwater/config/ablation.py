@@ -33,7 +33,7 @@ class BudgetSection:
     flops: float | None = None  # of a run; with active_flops
     minutes: float | None = None  # of a run's steps; with wall_clock
     steps: int | None = None  # of the base: what they cost is what each run may spend
-    target_loss: float | None = None  # the cost to reach it is reported; None: the worst variant's last loss
+    target_loss: float | None = None  # the cost to reach it is reported; None: the worst run's last loss
 
     def __post_init__(self) -> None:
         given = [name for name in ("flops", "minutes", "steps") if getattr(self, name) is not None]
@@ -118,7 +118,7 @@ def _check_override(override: str, variants: Sequence[Mapping[str, Any]], where:
     section, _, key = name.partition(".")
     for table in variants:
         changes = table.get(section)
-        if (isinstance(changes, Mapping) and key in changes) or name in table.get("without", ()):
+        if (isinstance(changes, Mapping) and key in changes) or name in _names(table.get("without", []), where):
             raise ConfigError(f"{override}: variant {table.get('name')} of {where} has its own {name}; change it there")
 
 

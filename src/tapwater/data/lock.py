@@ -14,7 +14,7 @@ NAME = "lock"
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory`, which is there, for this process: the system lets it go when the process ends, however it does.
 
-    Its file is gone afterwards when all went well. DataError when another process holds it.
+    Its file stays, for the caller to remove or not. DataError when another process holds it.
     """
     path = directory / NAME
     with path.open("ab") as file:
@@ -22,6 +22,6 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                f"{directory}: another process is at work there; wait for it or give another directory="
+                f"{directory}: another process is at work there; wait for it or choose another directory"
             ) from None
         yield

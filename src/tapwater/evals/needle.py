@@ -22,6 +22,8 @@ QUESTIONS: dict[Form, str] = {
 DIGITS = 5
 LONGEST_WORD = 40  # characters; a text without spaces is cut where it is
 TRIES = 12  # to find how much text fills a prompt
+CHARS_PER_TOKEN = (16, 256, 4096)  # at most; runs of spaces, say, are many to a token
+FILLED = 0.9  # of a prompt, at least
 
 
 class Model(Protocol):
@@ -125,9 +127,12 @@ def run(llm: Model, haystack: str, test: NeedleTest, progress: Callable[[int, in
     check_lengths(test, llm.max_context)
     if not haystack.strip():
         raise ConfigError("needle: the haystack has no text")
-    needed = len(llm.tokenizer.encode_part(f" {10**DIGITS - 1}")) + 1  # what ends the number too
+    keys = [_drawn(test, length, trial)[0] for length in test.lengths for trial in range(test.trials)]
+    needed = max(len(llm.tokenizer.encode_part(f" {key}")) for key in keys) + 1  # and what shows that it ends there
     if test.max_tokens < needed:
         raise ConfigError(f"needle: max_tokens {test.max_tokens} are fewer than the {needed} a number can take")
+    for length in test.lengths:
+        _check_room(llm.tokenizer, test, length)
     total = len(test.lengths) * len(test.depths)
     params = SamplingParams(max_tokens=test.max_tokens, temperature=0.0)
     for number, (length, depth) in enumerate(product(test.lengths, test.depths)):
@@ -140,45 +145,52 @@ def _cell(llm: Model, haystack: str, test: NeedleTest, length: int, depth: float
     keys: list[str] = []
     prompts: list[list[int]] = []
     for trial in range(test.trials):
-        # one stream for a length and a trial: the depths of a row differ in nothing but the depth
-        chance = random.Random(f"{test.seed} {length} {trial}")
-        keys.append(str(chance.randrange(10 ** (DIGITS - 1), 10**DIGITS)))
-        start = chance.randrange(len(haystack))
-        prompts.append(prompt(llm.tokenizer, haystack, start, test, keys[-1], length - test.max_tokens, depth))
+        key, place = _drawn(test, length, trial)
+        start = int(place * len(haystack))
+        keys.append(key)
+        prompts.append(prompt(llm.tokenizer, haystack, start, test, key, length - test.max_tokens, depth))
     answers = llm.generate(prompts, params)
     found = zip(keys, answers, prompts, strict=True)
     return Cell(length, depth, tuple(Trial(key, answer.text, len(tokens)) for key, answer, tokens in found))
 
 
+def _drawn(test: NeedleTest, length: int, trial: int) -> tuple[str, float]:
+    """The number, and where in the haystack a prompt begins: the depths of a row differ in nothing but the depth."""
+    chance = random.Random(f"{test.seed} {length} {trial}")
+    return str(chance.randrange(10 ** (DIGITS - 1), 10**DIGITS)), chance.random()
+
+
 def prompt(
     tokenizer: Tokenizer, haystack: str, start: int, test: NeedleTest, key: str, num_tokens: int, depth: float
 ) -> list[int]:
-    """At most `num_tokens` tokens, and as few less as whole words allow: haystack from a place on, needle, question."""
+    """At most `num_tokens` tokens, and as few less as whole words allow: haystack from a place on, needle, question.
 
-    def tokens_of(num_chars: int) -> list[int]:
-        text = _hidden(_cut(haystack, start, num_chars), test.needle.replace(KEY, key), depth)
-        question = QUESTIONS[test.form] if test.question is None else test.question
-        text = f"{text}\n\n{question}"
-        return (
-            tokenizer.encode_chat([{"role": "user", "content": text}])
-            if test.form == "chat"
-            else tokenizer.encode_words(text)
-        )
+    ConfigError for a haystack of so few tokens to a character that it does not fill them.
+    """
+    for chars in CHARS_PER_TOKEN:
+        found = _filled(tokenizer, haystack, start, test, key, num_tokens, depth, chars * num_tokens)
+        if len(found) >= FILLED * num_tokens:
+            return found
+    raise ConfigError(f"needle: the haystack has too few tokens to its characters to fill a prompt of {num_tokens}")
 
-    empty = tokens_of(0)
-    if len(empty) > num_tokens:
-        raise ConfigError(
-            f"needle: needle, question and answer take {len(empty) + test.max_tokens} tokens: there is no room in a "
-            f"length of {num_tokens + test.max_tokens}"
-        )
+
+def _filled(
+    tokenizer: Tokenizer,
+    haystack: str,
+    start: int,
+    test: NeedleTest,
+    key: str,
+    num_tokens: int,
+    depth: float,
+    high: int,
+) -> list[int]:
+    """The longest prompt found with less than `high` characters of haystack."""
+    empty = _encoded(tokenizer, test, key, "", depth)
     # characters that fit (low) and do not (high), closed in on by the rate of tokens to characters between them
     low, best = 0, empty
-    high = 16 * num_tokens
-    while len(tokens_of(high)) <= num_tokens:  # spaces, say, which are many to a token
-        high *= 2
     guess = 3 * (num_tokens - len(empty))
     for _ in range(TRIES):
-        found = tokens_of(guess)
+        found = _encoded(tokenizer, test, key, _cut(haystack, start, guess), depth)
         if len(found) <= num_tokens:
             low, best = guess, found
         else:
@@ -189,6 +201,24 @@ def prompt(
         if len(best) == num_tokens or high - low <= 1:
             break
     return best
+
+
+def _encoded(tokenizer: Tokenizer, test: NeedleTest, key: str, text: str, depth: float) -> list[int]:
+    question = QUESTIONS[test.form] if test.question is None else test.question
+    whole = f"{_hidden(text, test.needle.replace(KEY, key), depth)}\n\n{question}"
+    if test.form == "chat":
+        return tokenizer.encode_chat([{"role": "user", "content": whole}])
+    return tokenizer.encode_words(whole)
+
+
+def _check_room(tokenizer: Tokenizer, test: NeedleTest, length: int) -> None:
+    """ConfigError for a length that needle, question and answer alone exceed."""
+    for trial in range(test.trials):
+        needed = len(_encoded(tokenizer, test, _drawn(test, length, trial)[0], "", 0.0)) + test.max_tokens
+        if needed > length:
+            raise ConfigError(
+                f"needle: needle, question and answer take {needed} tokens: there is no room in a length of {length}"
+            )
 
 
 def _cut(haystack: str, start: int, num_chars: int) -> str:

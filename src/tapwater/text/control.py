@@ -75,5 +75,5 @@ def _mark_value(value: object, starts: re.Pattern[str]) -> object:
 
 def _mark_text(text: str, starts: re.Pattern[str]) -> str:
     if MARK in text:
-        raise RequestError("A message holds U+FDD0, which is no character; remove it", param="messages")
+        raise RequestError("The text holds U+FDD0, which is no character; remove it", param="messages")
     return starts.sub(lambda match: match[0] + MARK, text)

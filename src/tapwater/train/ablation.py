@@ -14,7 +14,6 @@ from tapwater.errors import DivergedError, TapwaterError
 from tapwater.parallel import World
 from tapwater.train.ablation_plan import Plan, Planned, run_directory
 from tapwater.train.loop import Finished, Run
-from tapwater.train.settled import settled_before
 from tapwater.train.view import Progress, View
 
 FINISHED_FILE = "finished.json"  # written when a run is over, export and all
@@ -64,14 +63,6 @@ def unfinished(plan: Plan, directory: Path, seeds: int) -> Iterator[tuple[Planne
                 yield variant, seed
 
 
-def check_finished(plan: Plan, directory: Path, seeds: int, world: World) -> None:
-    """TrainingError for a finished run that is of another length or other settings than the plan."""
-    for variant in plan.variants:
-        for seed in range(seeds):
-            if is_finished(directory, variant.name, seed):
-                settled_before(variant.run(directory, seed), world)
-
-
 def run_all(
     plan: Plan, directory: Path, seeds: int, corpus: Corpus, world: World, usd_per_hour: Decimal | None, watch: Watch
 ) -> bool:
@@ -79,18 +70,19 @@ def run_all(
 
     A run that diverges is kept as such, and the next one begins. An error names the run it is of.
     """
-    check_finished(plan, directory, seeds, world)
     for variant, seed in unfinished(plan, directory, seeds):
         path = run_directory(directory, variant.name, seed)
         path.mkdir(parents=True, exist_ok=True)
         try:
             finished = _run(variant, seed, directory, corpus, world, usd_per_hour, watch)
         except DivergedError as error:
-            watch.diverged(str(error))
-            _write(path / DIVERGED_FILE, {"why": str(error)})
+            why = f"{str(error).partition(';')[0]}; without its directory it is tried again"
+            watch.diverged(why)
+            _write(path / DIVERGED_FILE, {"why": why})
             continue
         except TapwaterError as error:
-            raise type(error)(f"{variant.name}, seed {seed}: {error}") from error
+            error.args = (f"{variant.name}, seed {seed}: {error}",)
+            raise
         watch.end(finished)
         if finished.is_interrupted:
             return False

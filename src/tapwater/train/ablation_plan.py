@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from tapwater.config import PretrainConfig, read_json
@@ -16,12 +17,12 @@ from tapwater.config.pretrain import BatchSection
 from tapwater.cost.counts import mtp_training_flops_per_token, training_flops_per_token
 from tapwater.data.corpus import Corpus
 from tapwater.data.loader import Loader
-from tapwater.errors import ConfigError, TrainingError
+from tapwater.errors import ConfigError, TapwaterError, TrainingError
 from tapwater.parallel import World
 from tapwater.train.loop import Run
 from tapwater.train.probe import Precision
 from tapwater.train.schedule import learning_rate_share, sequences_at
-from tapwater.train.settled import check_same, plain
+from tapwater.train.settled import check_same, plain, settled_before
 from tapwater.train.setup import check_corpus, check_memory, choose_precision, seconds_of
 
 PLAN_FILE = "plan.json"
@@ -29,7 +30,7 @@ SAMPLED_ROWS = 256  # of which the lengths of documents are taken
 TIMED_STEPS = 4
 MOST_AMISS = 0.1  # of the budget, which whole steps can only come near
 # A run alone may change these when it goes on; speeds and costs that are compared may not.
-COMPUTED = (("train", "threads"), ("train", "recomputation"), ("batch", "micro_sequences"))
+COMPUTED = (("train", "recomputation"), ("batch", "micro_sequences"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Planned:
     config: PretrainConfig  # train.steps, train.precision and one process among them
     flops_per_token: float
     step_s: float | None
-    budget_share: float  # that its whole steps spend
+    budget_share: float  # that its whole steps come to, by `flops_per_token` or `step_s`
 
     def run(self, directory: Path, seed: int) -> PretrainConfig:
         """The config of its run number `seed`, from 0."""
@@ -64,11 +65,17 @@ def run_directory(directory: Path, name: str, seed: int) -> Path:
     return directory / name / f"seed-{seed}"
 
 
+def planned_before(directory: Path) -> frozenset[str]:
+    """Names of the variants that the plan in an ablation's directory has; none where there is no plan."""
+    path = directory / PLAN_FILE
+    return frozenset(_read(path)["variants"]) if path.is_file() else frozenset()
+
+
 def settle(ablation: AblationConfig, chosen: Sequence[Variant], corpus: Corpus, world: World) -> Plan:
     """The plan of the chosen variants: read from the ablation's directory, where others may be added to it.
 
-    Raises TrainingError when the directory holds an ablation of other settings, naming them, and ConfigError for a
-    variant or a seed that could not be trained: before anything is.
+    Raises TrainingError when the directory holds an ablation or runs of other settings, naming them, and ConfigError
+    for a variant or a seed that could not be trained: before anything is written.
     """
     path = Path(ablation.budget.directory) / PLAN_FILE
     for variant in chosen:
@@ -82,8 +89,9 @@ def settle(ablation: AblationConfig, chosen: Sequence[Variant], corpus: Corpus, 
         )
     planned = [_planned(variant, saved, corpus, world, str(path)) for variant in chosen]
     for each in planned:
-        with _named(f"{each.name}, seed {ablation.budget.seeds - 1}"):
-            each.run(path.parent, ablation.budget.seeds - 1)
+        for seed in range(ablation.budget.seeds):
+            with _named(f"{each.name}, seed {seed}"):
+                settled_before(each.run(path.parent, seed), world)
     _write(path, saved)
     return Plan(ablation.budget.equal, saved["amount"], saved["precision"], corpus.fingerprint, tuple(planned))
 
@@ -128,7 +136,8 @@ def seconds_per_step(config: PretrainConfig, corpus: Corpus, world: World) -> fl
 def _asked(ablation: AblationConfig, corpus: Corpus) -> dict[str, Any]:
     budget = ablation.budget
     spent = {"flops": budget.flops, "minutes": budget.minutes, "steps of the base": budget.steps}
-    return {"equal": budget.equal, **spent, "train.seed": ablation.base.train.seed, "corpus": corpus.fingerprint}
+    alike = {"train.seed": ablation.base.train.seed, "threads": torch.get_num_threads(), "corpus": corpus.fingerprint}
+    return {"equal": budget.equal, **spent, **alike}
 
 
 def _begun(ablation: AblationConfig, corpus: Corpus, world: World) -> dict[str, Any]:
@@ -159,7 +168,8 @@ def _planned(variant: Variant, saved: dict[str, Any], corpus: Corpus, world: Wor
     is_new = known is None
     if known is None:
         is_timed = saved["asked"]["equal"] == "wall_clock"
-        step_s = seconds_per_step(config, corpus, world) if is_timed else None
+        with _named(f"variant {variant.name}"):
+            step_s = seconds_per_step(config, corpus, world) if is_timed else None
         known = {"flops_per_token": flops_per_token(config, corpus), "step_s": step_s, "config": plain(config)}
     batch, length = config.batch, config.data.sequence_length
     if known["step_s"] is None:
@@ -198,8 +208,9 @@ def _named(what: str) -> Iterator[None]:
     """Say of a refusal what it is about."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"{what}: {error}") from None
+    except TapwaterError as error:
+        error.args = (f"{what}: {error}",)
+        raise
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -207,7 +218,10 @@ def _read(path: Path) -> dict[str, Any]:
         found = read_json(path)
     except ConfigError as error:
         raise TrainingError(f"{error}; put it back as it was, or choose another directory") from None
-    if not {"asked", "amount", "precision", "variants"} <= found.keys():
+    variants = found.get("variants")
+    is_plan = {"asked", "amount", "precision"} <= found.keys() and isinstance(variants, dict)
+    needed = {"steps", "flops_per_token", "step_s", "config"}
+    if not is_plan or not all(isinstance(each, dict) and needed <= each.keys() for each in variants.values()):
         raise TrainingError(f"{path}: is no plan of an ablation; put it back as it was, or choose another directory")
     return found
 

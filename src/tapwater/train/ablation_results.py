@@ -86,7 +86,7 @@ class Result:
     flops_per_token: float
     kv_bytes_per_token: int
     steps: int
-    budget_share: float  # spent by its whole steps
+    budget_share: float  # that its whole steps were planned to spend
     tokens: float  # predicted by a run
     loss: Spread  # at the end, smoothed
     bits_per_byte: Spread

@@ -49,7 +49,7 @@ def settled_before(config: PretrainConfig, world: World) -> Settled | None:
             if (directory / name).exists():
                 raise TrainingError(
                     f"{directory / name}: exists, and no {RUN_FILE} says what run it is of; choose another "
-                    "train.directory or remove it"
+                    "directory or remove it"
                 )
     found = world.broadcast(found)
     if found is None:
@@ -93,7 +93,7 @@ def check_same(saved: dict[str, Any], config: PretrainConfig, where: str) -> Non
     if changed:
         raise TrainingError(
             f"{where}: the run began with other settings of {', '.join(changed)}; set them as they were, or choose "
-            "another train.directory for a new run"
+            "another directory for a new run"
         )
 
 
@@ -102,12 +102,12 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)
     except ConfigError as error:
-        raise TrainingError(f"{error}; put it back as it was, or choose another train.directory") from None
+        raise TrainingError(f"{error}; put it back as it was, or choose another directory") from None
     config, steps = found.get("config"), found.get("total_steps")
     if found.get("precision") not in PRECISIONS or type(steps) is not int or not isinstance(config, dict):
         raise TrainingError(
             f"{path}: does not say precision, total_steps and config; put it back as it was, or choose another "
-            "train.directory"
+            "directory"
         )
     return found
 
@@ -124,7 +124,7 @@ def _check_settled(settled: dict[str, Any], config: PretrainConfig, where: str) 
         if asked not in (None, kept):
             raise TrainingError(
                 f"{where}: the run began with {settled['total_steps']} steps in {settled['precision']}; train.{name} "
-                f"{asked} cannot be had on the way: set it as it was, or choose another train.directory for a new run"
+                f"{asked} cannot be had on the way: set it as it was, or choose another directory for a new run"
             )
 
 
