@@ -108,6 +108,18 @@ def test_every_document_is_there_once_and_only_training_code_is_rearranged(
     assert not (tmp_path / "c.partial").exists()
 
 
+def test_long_documents_are_rearranged_part_by_part(texts: list[Document], tmp_path: Path) -> None:
+    lines = [f"line {number} of a long file\n" for number in range(200)]
+    texts[:] = [Document("".join(lines), "code", "long", "MIT", ".py"), *texts]
+    fim = FimSection(1.0, part_chars=500)
+    corpus = Corpus.open(build(config(tmp_path / "c", fim=fim, heldout=HeldoutSection(0.0)), quiet))
+    found = {text: fim for text, (_, source, fim) in decoded(corpus).items() if source == "code"}
+    parts = [text for text in found if text.startswith("line ")]
+    assert sorted("".join(parts).splitlines(keepends=True)) == sorted(lines) and len(parts) > 9
+    assert all(len(part) <= 500 and found[part] for part in parts)
+    assert corpus.manifest.sources[0].infilling == sum(found.values())
+
+
 def test_a_build_can_be_repeated_to_the_byte(texts: list[Document], tmp_path: Path) -> None:
     first, again = (Corpus.open(build(config(tmp_path / name), quiet)) for name in "ab")
     assert first.fingerprint == again.fingerprint

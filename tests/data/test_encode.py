@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tapwater.data.encode import Encoder, ToEncode
-from tapwater.data.fim import is_chosen, split_text
+from tapwater.data.fim import is_chosen, parts_of, split_text
 from tapwater.data.tokenizer_training import SPECIAL_TOKENS, train_tokenizer
 
 TEXT = "class A:\n    def f(self, x):\n        return x + 10  # 加一\n" * 3
@@ -66,3 +69,12 @@ def test_a_text_is_split_into_all_of_itself_and_the_share_is_kept() -> None:
     chosen = sum(is_chosen(key, 0.1, 0) for key in range(5000))
     assert 430 < chosen < 570
     assert [is_chosen(key, rate, 0) for key in range(5) for rate in (0.0, 1.0)] == [False, True] * 5
+
+
+@given(text=st.text(alphabet="ab\n", max_size=200), most=st.integers(1, 30))
+def test_parts_are_whole_lines_and_all_of_the_text(text: str, most: int) -> None:
+    parts = parts_of(text, most)
+    assert "".join(parts) == text
+    assert all(part.endswith("\n") for part in parts[:-1])
+    assert all(len(part) <= most or part.count("\n") <= 1 for part in parts)
+    assert all(len(first) + len(after.partition("\n")[0]) + 1 > most for first, after in pairwise(parts))

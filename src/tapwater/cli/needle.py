@@ -17,7 +17,7 @@ from tapwater.cli.common import (
     progress_bar,
     split_overrides,
 )
-from tapwater.cli.output import AsJson, check_new, check_page, write_json
+from tapwater.cli.output import AsJson, check_new, check_page, check_place, write_json
 from tapwater.cli.text_table import text_table
 from tapwater.cli.train import INTERRUPTED
 from tapwater.config import load_run
@@ -81,6 +81,7 @@ def needle(
     if output is not None:
         check_new(output, "--output")
     if report is not None:
+        check_place(report, "--report")
         check_page(report, "--report")
     from tapwater.evals.needle import NEEDLE, QUESTIONS, Cell, NeedleTest, run
 

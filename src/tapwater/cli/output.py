@@ -21,15 +21,18 @@ def check_new(path: Path, option: str) -> None:
     """ConfigError when a file to be written is there already, or its directory is not; asked before any work."""
     if path.exists():
         raise ConfigError(f"{option}: {path} is there already; choose another name")
+    check_place(path, option)
+
+
+def check_place(path: Path, option: str) -> None:
+    """ConfigError when there is no directory to write a file to."""
     if not path.parent.is_dir():
         raise ConfigError(f"{option}: there is no directory {path.parent}")
 
 
 def check_page(path: Path, option: str) -> None:
-    """ConfigError when what is to be replaced by an HTML page does not begin like one; or there is no directory."""
+    """ConfigError when what is to be replaced by an HTML page does not begin like one."""
     if not path.exists():
-        if not path.parent.is_dir():
-            raise ConfigError(f"{option}: there is no directory {path.parent}")
         return
     start = b""
     if path.is_file():

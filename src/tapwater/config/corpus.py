@@ -153,9 +153,14 @@ class FimSection:
     """Fill-in-the-middle (PSM order) of the sources that ask for it."""
 
     rate: float = 0.1  # share of documents; V3: 0.1, DeepSeek-Coder-V2-Lite: 0.5
+    part_chars: int | None = (
+        None  # longer ones become parts, so that a row can hold prefix, suffix and middle; None: whole
+    )
 
     def __post_init__(self) -> None:
         _share(self, "rate")
+        if self.part_chars is not None and self.part_chars < 1:
+            raise ConfigError(f"part_chars must be at least 1, got {self.part_chars}")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from tapwater.config.corpus import CorpusConfig
 from tapwater.data.clean import Cleaned, clean, room
 from tapwater.data.document import Document
 from tapwater.data.encode import Encoder, ToEncode
+from tapwater.data.fim import is_chosen, parts_of
 from tapwater.data.lock import NAME as LOCK
 from tapwater.data.lock import locked
 from tapwater.data.manifest import (
@@ -180,14 +181,21 @@ def _write(
     """Encode documents of one source into their splits; how many were rearranged. Held-out ones never are."""
     keys = [key_of(each) for each in batch]
     splits = [split_of(key, config.heldout.share, config.seed) for key in keys]
-    asked = [
-        ToEncode(each.text, key, rate if split == "train" else 0.0)
-        for each, key, split in zip(batch, keys, splits, strict=True)
-    ]
-    encoded = encoder.encode(asked, config.seed)
-    for document, split, (tokens, _) in zip(batch, splits, encoded, strict=True):
-        writers[split].add(tokens, document.num_bytes)
+    asked: list[tuple[Split, ToEncode]] = []
+    for each, key, split in zip(batch, keys, splits, strict=True):
+        asked += [(split, part) for part in _parts(each.text, key, rate if split == "train" else 0.0, config)]
+    encoded = encoder.encode([part for _, part in asked], config.seed)
+    for (split, part), (tokens, _) in zip(asked, encoded, strict=True):
+        writers[split].add(tokens, len(part.text.encode()))
     return sum(rearranged for _, rearranged in encoded)
+
+
+def _parts(text: str, key: int, rate: float, config: CorpusConfig) -> list[ToEncode]:
+    """A document as it is, or what is rearranged part by part because it is too long to be so as a whole."""
+    most = config.fim.part_chars
+    if most is None or len(text) <= most or not is_chosen(key, rate, config.seed):
+        return [ToEncode(text, key, rate)]
+    return [ToEncode(part, hashed(key, number) >> 1, 1.0) for number, part in enumerate(parts_of(text, most))]
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -4,6 +4,10 @@ Whole documents, before packing, in the order prefix, suffix, middle, cut betwee
 arXiv 2401.14196, section 3.1.2):
 
     BOS <fim_begin> prefix <fim_hole> suffix <fim_end> middle EOS
+
+A document that is much longer than a row of training falls apart there, and few rows see its middle with what is around
+it: `fim.part_chars` cuts such documents into parts first (context-level infilling: Bavarian et al., arXiv 2207.14255,
+section 3).
 """
 
 from dataclasses import dataclass
@@ -37,6 +41,17 @@ def split_text(text: str, key: int, seed: int) -> tuple[str, str, str]:
     """Prefix, middle and suffix: two cuts drawn for the document of `key`, any of the parts may be empty."""
     first, second = sorted(hashed(seed, _CUTS, key, place) % (len(text) + 1) for place in range(2))
     return text[:first], text[first:second], text[second:]
+
+
+def parts_of(text: str, most_chars: int) -> list[str]:
+    """The text cut at line ends into parts of at most so many characters; a longer line is a part by itself."""
+    parts: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if parts and len(parts[-1]) + len(line) <= most_chars:
+            parts[-1] += line
+        else:
+            parts.append(line)
+    return parts
 
 
 def arrange(prefix: Ids, middle: Ids, suffix: Ids, marks: FimIds) -> Ids:
