@@ -75,16 +75,16 @@ def llm(random_gguf: Path) -> Iterator[LLM]:
 def test_speeds_of_a_model(llm: LLM) -> None:
     chance = random.Random(0)
     assert prefill_speed(llm, 64, chance) > 0
-    start, answers = run(llm, 3, 8, 5, chance)
-    assert all(len(stream.tokens) == len(stream.times) == 5 and stream.times[0] > start for stream in answers)
-    assert decode_speed(llm, 3, 8, 5, chance) > 0
+    start, answers = run(llm, 3, 8, 100, chance)  # the last may begin some steps after the first
+    assert all(len(stream.tokens) == len(stream.times) == 100 and stream.times[0] > start for stream in answers)
+    assert decode_speed(llm, 3, 8, 100, chance) > 0
 
 
 def test_the_engines_share_is_told_apart_and_the_library_put_back(random_gguf: Path) -> None:
     native = LLM.load(random_gguf, EngineConfig(cache_tokens=1024, threads=1))
     kernels = native._engine.model.kernels
     library = kernels.library
-    overhead = engine_overhead(native, 2, 8, 6, random.Random(0))
+    overhead = engine_overhead(native, 2, 8, 200, random.Random(0))  # the second may begin some steps late
     assert 0 < overhead.engine_s < overhead.step_s
     assert 0 < overhead.share < 1
     assert kernels.library is library

@@ -71,6 +71,35 @@ def test_a_text_is_split_into_all_of_itself_and_the_share_is_kept() -> None:
     assert [is_chosen(key, rate, 0) for key in range(5) for rate in (0.0, 1.0)] == [False, True] * 5
 
 
+def test_short_middles_are_lines_or_words_of_one() -> None:
+    lines = ["class A:", "", "    def f(self, x):", "        return x + 10  # 加一", "", ""]
+    text = "\n".join(lines)
+    found = [split_text(text, key, 0, short_share=1.0) for key in range(400)]
+    assert all("".join(parts) == text for parts in found)
+    middles = {middle for _, middle, _ in found}
+    of_lines = {line for line in lines if line} | {line.strip() for line in lines if line}
+    assert of_lines <= middles
+    assert "class A:\n\n    def f(self, x):" in middles  # two lines; a blank one is none
+    assert {"return", " x", "x + 10"} <= middles
+    assert all(
+        any(middle in line for line in lines) or middle.startswith(("class A:\n", "    def f", "def f"))
+        for middle in middles
+    )
+    for prefix, middle, suffix in found:  # no word is cut, and none is empty or ends in white space
+        assert middle.strip() and middle == middle.rstrip()
+        assert not (prefix[-1:] + middle[:1]).isidentifier() or not prefix
+        assert not (middle[-1:] + suffix[:1]).isidentifier() or not suffix
+
+
+def test_short_middles_are_a_share_and_blank_texts_are_cut_anywhere() -> None:
+    text = "one two three\n" * 40
+    assert split_text(text, 7, 0) == split_text(text, 7, 0, 0.0)
+    short = sum(split_text(text, key, 0, 0.3) != split_text(text, key, 0) for key in range(2000))
+    assert 540 < short < 660
+    assert "".join(split_text(" \n\n ", 3, 0, 1.0)) == " \n\n "
+    assert split_text("", 3, 0, 1.0) == ("", "", "")
+
+
 @given(text=st.text(alphabet="ab\n", max_size=200), most=st.integers(1, 30))
 def test_parts_are_whole_lines_and_all_of_the_text(text: str, most: int) -> None:
     parts = parts_of(text, most)

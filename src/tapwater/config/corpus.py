@@ -156,9 +156,11 @@ class FimSection:
     part_chars: int | None = (
         None  # longer ones become parts, so that a row can hold prefix, suffix and middle; None: whole
     )
+    short_share: float = 0.0  # of those, the share cut around lines or words, as editors ask; others: anywhere
 
     def __post_init__(self) -> None:
         _share(self, "rate")
+        _share(self, "short_share")
         if self.part_chars is not None and self.part_chars < 1:
             raise ConfigError(f"part_chars must be at least 1, got {self.part_chars}")
 

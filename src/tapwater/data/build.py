@@ -194,8 +194,9 @@ def _parts(text: str, key: int, rate: float, config: CorpusConfig) -> list[ToEnc
     """A document as it is, or what is rearranged part by part because it is too long to be so as a whole."""
     most = config.fim.part_chars
     if most is None or len(text) <= most or not is_chosen(key, rate, config.seed):
-        return [ToEncode(text, key, rate)]
-    return [ToEncode(part, hashed(key, number) >> 1, 1.0) for number, part in enumerate(parts_of(text, most))]
+        return [ToEncode(text, key, rate, config.fim.short_share)]
+    parts = enumerate(parts_of(text, most))
+    return [ToEncode(part, hashed(key, number) >> 1, 1.0, config.fim.short_share) for number, part in parts]
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -51,11 +51,12 @@ class _Fastokens:
 
 @dataclass(frozen=True)
 class ToEncode:
-    """A text, the number it is drawn by, and whether it may be rearranged."""
+    """A text, the number it is drawn by, whether it may be rearranged, and the share of short middles then."""
 
     text: str
     key: int
     fim_rate: float
+    short_share: float = 0.0
 
 
 class Encoder:
@@ -95,7 +96,7 @@ class Encoder:
         counts: list[int] = []
         for each in documents:
             rearranged = is_chosen(each.key, each.fim_rate, seed)
-            pieces = split_text(each.text, each.key, seed) if rearranged else (each.text,)
+            pieces = split_text(each.text, each.key, seed, each.short_share) if rearranged else (each.text,)
             parts += pieces
             counts.append(len(pieces))
         encoded = iter(self.backend.encode(parts))

@@ -7,10 +7,13 @@ arXiv 2401.14196, section 3.1.2):
 
 A document that is much longer than a row of training falls apart there, and few rows see its middle with what is around
 it: `fim.part_chars` cuts such documents into parts first (context-level infilling: Bavarian et al., arXiv 2207.14255,
-section 3).
+section 3). Cuts between any two characters leave middles of a third of the text, which begin and end within words, where
+an editor asks for a line or some words: `fim.short_share` of the rearranged documents are cut as that asks.
 """
 
+import re
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +23,9 @@ from tapwater.data.permutation import hashed
 Ids = NDArray[np.integer]
 
 FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
-_CHOSEN, _CUTS = 1, 2  # draws of one document that are independent of each other
+_CHOSEN, _CUTS, _SHORT = 1, 2, 3  # draws of one document that are independent of each other
+_LINE = re.compile(r"^.*\S", re.MULTILINE)  # of a line that is not blank, without white space at its end
+_WORD = re.compile(r"\s*(?:\w+|[^\w\s]+)")  # and the space before it, which is in its token
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,38 @@ def is_chosen(key: int, rate: float, seed: int) -> bool:
     return hashed(seed, _CHOSEN, key) < rate * 2**64
 
 
-def split_text(text: str, key: int, seed: int) -> tuple[str, str, str]:
-    """Prefix, middle and suffix: two cuts drawn for the document of `key`, any of the parts may be empty."""
-    first, second = sorted(hashed(seed, _CUTS, key, place) % (len(text) + 1) for place in range(2))
-    return text[:first], text[first:second], text[second:]
+def split_text(text: str, key: int, seed: int, short_share: float = 0.0) -> tuple[str, str, str]:
+    """Prefix, middle and suffix by two cuts drawn for the document of `key`; any of the parts may be empty.
+
+    Cuts are anywhere, but of the share `short_share` of documents around one, two or four whole lines, with the space
+    before the first of them or without, or around some words of one line. Blank texts are cut anywhere.
+    """
+    if hashed(seed, _SHORT, key) < short_share * 2**64 and (lines := list(_LINE.finditer(text))):
+        start, stop = _short_cuts(text, lines, key, seed)
+    else:
+        start, stop = sorted(hashed(seed, _CUTS, key, place) % (len(text) + 1) for place in range(2))
+    return text[:start], text[start:stop], text[stop:]
+
+
+def _short_cuts(text: str, lines: list[re.Match[str]], key: int, seed: int) -> tuple[int, int]:
+    draws = (hashed(seed, _SHORT, key, place) for place in count())
+    number = next(draws) % len(lines)
+    line = lines[number]
+    keep_space = next(draws) % 2
+    if next(draws) % 3:
+        start = line.start() if keep_space else _after_space(text, line.start())
+        last = min(number + (1, 2, 4)[next(draws) % 3], len(lines)) - 1
+        return start, lines[last].end()
+    words = list(_WORD.finditer(text, line.start(), line.end()))
+    first = next(draws) % len(words)
+    last = first + next(draws) % (len(words) - first)
+    start = words[first].start() if keep_space else _after_space(text, words[first].start())
+    return start, words[last].end()
+
+
+def _after_space(text: str, place: int) -> int:
+    """The place of the first character from `place` on that is not white space; there is one."""
+    return next(index for index in count(place) if not text[index].isspace())
 
 
 def parts_of(text: str, most_chars: int) -> list[str]:
