@@ -49,6 +49,37 @@ inline __attribute__((always_inline)) f32x16 exponential(f32x16 x) {
     return p * (f32x16)power;
 }
 
+#if defined(TW_AVX512)
+constexpr __mmask16 kAllLanes = 0xffff;  // without a mask GCC 12 warns of what its own header leaves out
+#endif
+
+// e^x to five digits, where that takes fewer instructions; 0 from about -103 down, infinity from 89 on. NaN stays NaN.
+// 2^fraction by the polynomial of degree 4 whose largest relative error on [0, 1] is least: 2.6e-6.
+inline __attribute__((always_inline)) f32x16 short_exponential(f32x16 x) {
+#if defined(TW_AVX512)
+    const f32x16 power = x * splat(1.44269504f);
+    constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+    const f32x16 fraction = (f32x16)_mm512_maskz_reduce_ps(kAllLanes, (__m512)power, kDown);
+    f32x16 p = splat(1.353416787e-2f);
+    p = p * fraction + splat(5.201146277e-2f);
+    p = p * fraction + splat(2.414427539e-1f);
+    p = p * fraction + splat(6.930038356e-1f);
+    p = p * fraction + splat(1.000002593f);
+    return (f32x16)_mm512_maskz_scalef_ps(kAllLanes, (__m512)p, (__m512)power);  // p * 2^floor(power)
+#else
+    return exponential(x);
+#endif
+}
+
+// 1 / x to four digits, where that takes fewer instructions.
+inline __attribute__((always_inline)) f32x16 short_reciprocal(f32x16 x) {
+#if defined(TW_AVX512)
+    return (f32x16)_mm512_maskz_rcp14_ps(kAllLanes, (__m512)x);
+#else
+    return splat(1.0f) / x;
+#endif
+}
+
 // The nearest integers, ties to even; |x| must stay below 2^22.
 inline __attribute__((always_inline)) i32x16 nearest(f32x16 x) {
     return (i32x16)(x + splat(12582912.0f)) - splat(0x4b400000);

@@ -16,7 +16,22 @@ static inline __attribute__((always_inline)) f32x16 read(const bfloat16* from) {
 }
 static inline __attribute__((always_inline)) void write(float* to, f32x16 x) { store(to, x); }
 static inline __attribute__((always_inline)) void write(bfloat16* to, f32x16 x) {
+#if defined(TW_BF16)
+    store(to, _mm512_cvtneps_pbh((__m512)x));  // what is below 2^-126 becomes zero
+#else
     store(to, __builtin_convertvector(to_bfloat16(x), u16x16));
+#endif
+}
+
+// As exact as what is stored as T can show: bfloat16 keeps three digits.
+template <typename T>
+static inline __attribute__((always_inline)) f32x16 exponential_for(f32x16 x) {
+    return sizeof(T) < sizeof(float) ? short_exponential(x) : exponential(x);
+}
+template <typename T>
+static inline __attribute__((always_inline)) f32x16 sigmoid(f32x16 x) {
+    if (sizeof(T) < sizeof(float)) return short_reciprocal(splat(1.0f) + short_exponential(-x));
+    return splat(1.0f) / (splat(1.0f) + exponential(-x));
 }
 
 // The first `count` of sixteen numbers, the others zero.

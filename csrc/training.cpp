@@ -9,8 +9,6 @@
 namespace tw {
 namespace TW_ISA {
 
-static inline __attribute__((always_inline)) f32x16 sigmoid(f32x16 x) { return splat(1.0f) / (splat(1.0f) + exponential(-x)); }
-
 static inline __attribute__((always_inline)) void transpose_square(const uint16_t* x, int64_t stride, uint16_t* y,
                                                                    int64_t y_stride) {
     u16x16 rows[kLanes];
@@ -88,7 +86,7 @@ struct Loops {
         T* y = (T*)y_ + begin * width;
         for_lanes((end - begin) * width, [&](int64_t i, int64_t count) {
             const f32x16 g = read(gate + i, count);
-            write(y + i, g * sigmoid(g) * read(up + i, count), count);
+            write(y + i, g * sigmoid<T>(g) * read(up + i, count), count);
         });
     }
 
@@ -103,11 +101,12 @@ struct Loops {
             f32x16 sum = {};
             for_lanes(width, [&](int64_t i, int64_t count) {
                 const f32x16 g = read(gate + i, count), u = read(up + i, count), d = read(dy + i, count);
-                const f32x16 s = sigmoid(g), silu = g * s;
-                sum += silu * u * d;
-                write(product + i, factor * silu * u, count);
-                write(dgate + i, factor * d * u * s * (splat(1.0f) + g * (splat(1.0f) - s)), count);
-                write(dup + i, factor * d * silu, count);
+                const f32x16 s = sigmoid<T>(g), silu = g * s;
+                const f32x16 y = silu * u, scaled = factor * d;
+                sum += y * d;
+                write(product + i, factor * y, count);
+                write(dgate + i, scaled * u * s * (splat(1.0f) + g * (splat(1.0f) - s)), count);
+                write(dup + i, scaled * silu, count);
             });
             if (weight) dweight[row] = sum_lanes(sum);
         }
@@ -179,16 +178,16 @@ struct Loops {
                 largest = v > largest ? v : largest;
             }
             f32x16 sum = {};
-            for (i = 0; i + kLanes <= width; i += kLanes) sum += exponential(read(x + i) - splat(largest));
+            for (i = 0; i + kLanes <= width; i += kLanes) sum += exponential_for<T>(read(x + i) - splat(largest));
             float total = sum_lanes(sum);
             if (i < width) {
-                const f32x16 last = exponential(read(x + i, width - i) - splat(largest));
+                const f32x16 last = exponential_for<T>(read(x + i, width - i) - splat(largest));
                 for (int64_t lane = 0; lane < width - i; ++lane) total += last[lane];
             }
             loss[row] = std::log(total) + largest - chosen;
             const f32x16 factor = splat(1 / total);
             for_lanes(width, [&](int64_t at, int64_t count) {
-                f32x16 p = exponential(read(x + at, count) - splat(largest)) * factor;
+                f32x16 p = exponential_for<T>(read(x + at, count) - splat(largest)) * factor;
                 if (target >= at && target < at + count) p[target - at] -= 1;
                 write(x + at, p, count);
             });

@@ -44,8 +44,7 @@ static Softmax score(const uint16_t* k, int64_t key, const uint16_t* q_columns, 
 
 static inline __attribute__((always_inline)) f32x16 unscaled_weight(const float* scores, int64_t i, int half, float scale,
                                                                     const Softmax& of) {
-    const f32x16 x = row(scores, i, half), e = exponential((x - of.most[half]) * splat(scale));
-    return x == splat(-INFINITY) ? f32x16{} : e;
+    return short_exponential((row(scores, i, half) - of.most[half]) * splat(scale));
 }
 
 static inline __attribute__((always_inline)) u32x16 rounded(f32x16 low, f32x16 high) {
