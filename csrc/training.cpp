@@ -194,6 +194,27 @@ struct Loops {
         }
     }
 
+    static double add_gradient(const void* x_, int64_t is_first, float* total, int64_t begin, int64_t end) {
+        constexpr int64_t kPiece = 4096;  // summed in float32
+        const T* x = (const T*)x_;
+        double sum = 0;
+        for (; begin < end; begin += kPiece) {
+            f32x16 squares = {};
+            for_lanes(end - begin < kPiece ? end - begin : kPiece, [&](int64_t i, int64_t count) {
+                f32x16 v = read(x + begin + i, count);
+                if (!is_first) v += read(total + begin + i, count);
+                squares += v * v;
+                write(total + begin + i, v, count);
+            });
+            sum += sum_lanes(squares);
+        }
+        return sum;
+    }
+
+    static void round(const float* x, void* y, int64_t begin, int64_t end) {
+        for_lanes(end - begin, [&](int64_t i, int64_t count) { write((T*)y + begin + i, read(x + begin + i, count), count); });
+    }
+
     static void latent_heads(const LatentShape& shape, const void* q_, const void* kv_, const Heads& k_rope,
                              const float* cos_, const float* sin_, void* q_out_, void* k_out_, void* v_out_,
                              int64_t begin, int64_t end) {
@@ -242,8 +263,9 @@ struct Loops {
         }
     }
 
-    static constexpr TrainingLoops table = {rms_norm, rms_norm_backward, silu_product, silu_product_backward, combine,
-                                            rotate,   cross_entropy,     latent_heads, latent_heads_backward};
+    static constexpr TrainingLoops table = {rms_norm, rms_norm_backward, silu_product, silu_product_backward,
+                                            combine,  rotate,            cross_entropy, add_gradient,
+                                            round,    latent_heads,      latent_heads_backward};
 };
 
 #define TW_TEXT(x) #x

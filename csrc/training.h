@@ -32,6 +32,9 @@ struct TrainingLoops {
     void (*rotate)(const Heads& x, int64_t heads, int64_t width, const float* cos, const float* sin, float sign,
                    int64_t interleaved, const Heads& y, int64_t begin, int64_t end);
     void (*cross_entropy)(void* logits, int64_t width, const int64_t* targets, float* loss, int64_t begin, int64_t end);
+    // Numbers begin..end of total become x, or are added to; returns the sum of their squares.
+    double (*add_gradient)(const void* x, int64_t is_first, float* total, int64_t begin, int64_t end);
+    void (*round)(const float* x, void* y, int64_t begin, int64_t end);
     // Queries and keys as attention takes them, of queries [T, H, nope + rope], keys and values [T, H, nope + value] and
     // the rope key [T, rope]; values are [T, H, value].
     void (*latent_heads)(const LatentShape& shape, const void* q, const void* kv, const Heads& k_rope, const float* cos,

@@ -178,6 +178,18 @@ TW_API void tw_cross_entropy(int64_t threads, int64_t storage, int64_t rows, int
     });
 }
 
+// `squares` is [threads]: the sum of each part. Zero before.
+TW_API void tw_add_gradient(int64_t threads, int64_t storage, int64_t count, const void* x, int64_t is_first, float* total,
+                            double* squares) {
+    in_parts(threads, count, 1, [&](int64_t begin, int64_t end, int64_t part) {
+        squares[part] = loops(storage).add_gradient(x, is_first, total, begin, end);
+    });
+}
+
+TW_API void tw_round(int64_t threads, int64_t storage, int64_t count, const float* x, void* y) {
+    in_parts(threads, count, 1, [&](int64_t begin, int64_t end, int64_t) { loops(storage).round(x, y, begin, end); });
+}
+
 // Whether this processor has a kernel for the forward pass.
 TW_API int32_t tw_has_attention(int64_t storage) { return tw::attention(storage).forward != nullptr; }
 

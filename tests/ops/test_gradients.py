@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tapwater import ops
@@ -263,3 +264,43 @@ def test_native_loops_do_what_torch_says(form: str) -> None:
     torch.testing.assert_close(
         native_training.cross_entropy(logits.clone(), targets), row_loops.cross_entropy(logits.clone(), targets)
     )
+
+
+def test_bfloat16_results_are_the_nearest_or_next_to_it(form: str) -> None:
+    """The short exponential and reciprocal may turn a rounding, no more; at the ends are almost zero, and NaN."""
+    ends = torch.tensor([-1e4, -104.0, -88.0, -87.0, -0.0, 0.0, 30.0, 88.0, 100.0, 1e4, float("nan")])
+    gate = torch.cat([ends, 8 * draw(4085, seed=1)])[:, None].bfloat16()
+    up = torch.ones_like(gate)
+    found, exact = native_training.silu_product(gate, up).float(), F.silu(gate.double())
+    assert (found.isnan() == gate.isnan()).all()
+    spacing = torch.finfo(torch.bfloat16).eps * exact.abs()  # of two neighbours, at most
+    assert ((found - exact).abs() <= spacing + 1e-33)[~gate.isnan()].all()
+    assert (found == exact.bfloat16())[~gate.isnan()].float().mean() > 0.98
+
+    logits, targets = (20 * draw(6, 1003, seed=2)).bfloat16(), torch.arange(6)
+    loss = native_training.cross_entropy(logits.clone(), targets)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), targets, reduction="none"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (7, 4099), (0, 4)])
+def test_gradients_are_added_with_their_squares(form: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    first, second = draw(*shape, seed=1).to(dtype), draw(*shape, seed=2).to(dtype)
+    total = torch.full(shape, float("nan"))
+    squares = native_training.add_gradient(total, first, True)
+    assert torch.equal(total, first.float())
+    torch.testing.assert_close(squares, first.double().square().sum(), rtol=1e-5, atol=0)
+    squares = native_training.add_gradient(total, second, False)
+    assert torch.equal(total, first.float() + second.float())
+    torch.testing.assert_close(squares, total.double().square().sum(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 4099), (0, 4)])
+def test_weights_are_rounded_as_torch_rounds(form: str, shape: tuple[int, ...]) -> None:
+    x = draw(*shape, seed=1)
+    y = torch.empty(shape, dtype=torch.bfloat16)
+    native_training.round_to(y, x)
+    assert torch.equal(y, x.bfloat16())
+    turned = torch.empty(shape[::-1], dtype=torch.bfloat16).T  # laid out in another way
+    native_training.round_to(turned, x)
+    assert torch.equal(turned, x.bfloat16())

@@ -7,8 +7,8 @@ arXiv 2401.14196, section 3.1.2):
 
 A document that is much longer than a row of training falls apart there, and few rows see its middle with what is around
 it: `fim.part_chars` cuts such documents into parts first (context-level infilling: Bavarian et al., arXiv 2207.14255,
-section 3). Middles between any two characters are a third of a text and begin and end within words; an editor asks for a
-line or some words, and `fim.short_share` of the rearranged documents are cut as it asks.
+section 3). Middles between any two characters are a third of a text and begin and end within words; an editor asks for
+a line or some words, and `fim.short_share` of the rearranged documents are cut as it asks.
 """
 
 import re

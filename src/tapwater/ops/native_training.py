@@ -74,6 +74,8 @@ def library() -> ctypes.CDLL | None:
         "tw_combine": [*sizes, pointer, pointer, number, pointer, pointer],
         "tw_rotate": [*sizes[:3], number, number, pointer, pointer, pointer, real, number, pointer],
         "tw_cross_entropy": [*sizes, *[pointer] * 3],
+        "tw_add_gradient": [number, number, number, pointer, number, pointer, pointer],
+        "tw_round": [number, number, number, pointer, pointer],
         "tw_attention": [number, number, pointer, number, pointer, pointer, number],
         "tw_attention_backward": [number, number, pointer, number, pointer, pointer, number],
         "tw_latent_heads": [*sizes[:3], *[pointer] * 9],
@@ -223,6 +225,38 @@ def cross_entropy(logits_RW: Tensor, targets_R: Tensor) -> Tensor:
     loss_R = torch.empty(targets_R.shape[0])
     loaded.tw_cross_entropy(*_sizes(logits_RW), logits_RW.data_ptr(), targets_R.data_ptr(), loss_R.data_ptr())
     return loss_R
+
+
+def add_gradient(total: Tensor, x: Tensor, is_first: bool) -> Tensor:
+    """See row_loops.add_gradient."""
+    loaded = library()
+    if loaded is None or not _is_flat(total, x):
+        return row_loops.add_gradient(total, x, is_first)
+    squares = torch.zeros(torch.get_num_threads(), dtype=torch.float64)
+    pointers = x.data_ptr(), int(is_first), total.data_ptr(), squares.data_ptr()
+    loaded.tw_add_gradient(torch.get_num_threads(), _STORAGE[x.dtype], x.numel(), *pointers)
+    return squares.sum()
+
+
+def round_to(y: Tensor, x: Tensor) -> None:
+    """See row_loops.round_to."""
+    loaded = library()
+    if loaded is None or not _is_flat(x, y):
+        row_loops.round_to(y, x)
+        return
+    loaded.tw_round(torch.get_num_threads(), _STORAGE[y.dtype], x.numel(), x.data_ptr(), y.data_ptr())
+
+
+def _is_flat(whole: Tensor, stored: Tensor) -> bool:
+    """Whether two tensors are float32 and a storage of training's, laid out alike in this machine's memory."""
+    return (
+        whole.device.type == stored.device.type == "cpu"
+        and whole.dtype is torch.float32
+        and stored.dtype in _STORAGE
+        and whole.shape == stored.shape
+        and whole.is_contiguous()
+        and stored.is_contiguous()
+    )
 
 
 def attention(q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, lengths: Sequence[int], scale: float) -> Tensor:

@@ -99,6 +99,20 @@ def cross_entropy(logits_RW: Tensor, targets_R: Tensor) -> Tensor:
     return loss_R
 
 
+def add_gradient(total: Tensor, x: Tensor, is_first: bool) -> Tensor:
+    """total = x, or total + x where it is not the first; the sum of total's squares in float64."""
+    if is_first:
+        total.copy_(x)
+    else:
+        total += x
+    return torch.linalg.vector_norm(total).double() ** 2
+
+
+def round_to(y: Tensor, x: Tensor) -> None:
+    """y = x, rounded to y's dtype."""
+    y.copy_(x)
+
+
 def attention(q_THd: Tensor, k_TGd: Tensor, v_TGv: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """Causal attention within each of consecutive sequences, as reference.attention."""
     width = v_TGv.shape[-1]

@@ -1,6 +1,6 @@
 """What a training step does between backward and optimizer, on any mesh."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,27 @@ def sum_after_backward(model: nn.Module, is_last: bool) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float, world: World) -> float:
+def clip_gradients(
+    parameters: Iterable[Tensor], max_norm: float, world: World, known: Mapping[Tensor, Tensor] | None = None
+) -> float:
     """Scale all gradients so that their norm over the whole model is at most `max_norm`; returns the norm before.
 
     Every number of a gradient is held by exactly one process (dense weights are spread over dp, experts over ep and
-    their replicas, layers over pp), so the squares of all processes add up.
+    their replicas, layers over pp), so the squares of all processes add up. `known` are sums of squares of some
+    parameters' gradients.
     """
-    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    known = known or {}
+    gradients: list[Tensor] = []
     squares = torch.zeros((), dtype=torch.float64, device=world.device)
-    for gradient in gradients:
-        squares += torch.linalg.vector_norm(gradient, dtype=torch.float32).double() ** 2
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        gradient = local(parameter.grad)
+        gradients.append(gradient)
+        if parameter in known:
+            squares += known[parameter]
+        else:
+            squares += torch.linalg.vector_norm(gradient, dtype=torch.float32).double() ** 2
     norm = float(world.sum_all(squares).sqrt())
     if norm > max_norm:
         for gradient in gradients:

@@ -6,18 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from tapwater.ops import native_training as rows
+
 
 class Masters:
     """The float32 weights behind a model's parameters, by the same names; in float32 they are those parameters.
 
     In bf16 the model's own parameters become bfloat16 copies, made anew after every step, and gradients are summed over
     micro-batches in float32. Parameters that are sharded (`sharded` names them) stay float32: what shards them computes
-    with bfloat16 copies by itself. Routing biases are buffers and float32 always.
+    with bfloat16 copies by itself. Routing biases are buffers and float32 always. `squares` are the sums of squares of
+    gradients that were taken, so that clipping need not read these again.
     """
 
     def __init__(self, model: nn.Module, precision: str, sharded: frozenset[str] = frozenset()) -> None:
         self.named: dict[str, Parameter] = {}
         self._copies: list[tuple[Parameter, Parameter]] = []  # what computes, what is moved
+        self.squares: dict[Tensor, Tensor] = {}
         self._sums: dict[Parameter, Tensor] = {}  # memory of the masters' gradients, kept from step to step
         for name, parameter in model.named_parameters():
             if precision == "float32" or name in sharded:
@@ -34,19 +38,19 @@ class Masters:
         for copy, master in self._copies:
             if copy.grad is None:
                 continue
-            if master.grad is not None:
-                master.grad += copy.grad
-            elif master in self._sums:
-                master.grad = self._sums[master].copy_(copy.grad)
-            else:
-                master.grad = self._sums[master] = copy.grad.float()
+            is_first = master.grad is None
+            if is_first and master not in self._sums:
+                self._sums[master] = torch.empty_like(master)
+            total = self._sums[master]
+            self.squares[master] = rows.add_gradient(total, copy.grad, is_first)
+            master.grad = total
             copy.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
         """After the optimizer or a checkpoint moved the masters: let the model compute with them."""
         for copy, master in self._copies:
-            copy.copy_(master)
+            rows.round_to(copy, master)
 
     def by_name(self) -> Mapping[str, Tensor]:
         """The weights without their gradients, sharing memory."""

@@ -104,7 +104,8 @@ class Step:
         return with_balance(sums.loss, torch.zeros_like(sums.loss), balances, 1.0)
 
     def _clip(self) -> float:
-        return clip_gradients(self.masters.named.values(), self._config.optimizer.clip_norm, self.world)
+        masters = self.masters
+        return clip_gradients(masters.named.values(), self._config.optimizer.clip_norm, self.world, masters.squares)
 
     def _undropped(self, batch: Batch, number: int) -> Tensor | None:
         """Which rows keep all their tokens: drawn from the seed and the step, alike in every process."""
