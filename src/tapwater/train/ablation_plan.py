@@ -23,7 +23,7 @@ from tapwater.train.loop import Run
 from tapwater.train.probe import Precision
 from tapwater.train.schedule import learning_rate_share, sequences_at
 from tapwater.train.settled import check_same, plain, settled_before
-from tapwater.train.setup import check_corpus, check_memory, choose_precision, seconds_of
+from tapwater.train.setup import check_corpus, check_memory, choose_precision, times_of
 
 PLAN_FILE = "plan.json"
 SAMPLED_ROWS = 256  # of which the lengths of documents are taken
@@ -130,7 +130,7 @@ def seconds_per_step(config: PretrainConfig, corpus: Corpus, world: World) -> fl
     with TemporaryDirectory() as directory:
         train = replace(config.train, directory=directory, steps=2**40, minutes=None)
         run = Run(replace(config, train=train), corpus, world, Console(quiet=True), None)
-        return seconds_of(lambda: run.step.run(run.loader.draw(config.batch.sequences), 0.0, 0), TIMED_STEPS)
+        return min(times_of(lambda: run.step.run(run.loader.draw(config.batch.sequences), 0.0, 0), TIMED_STEPS))
 
 
 def _asked(ablation: AblationConfig, corpus: Corpus) -> dict[str, Any]:

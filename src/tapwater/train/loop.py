@@ -79,7 +79,8 @@ class Run:
         kind = torch.float32 if self.precision == "float32" else torch.bfloat16
         peak = matmul_peak(kind, config.model, config.batch.micro_sequences * config.data.sequence_length)
         self.meter = Meter(config, peak * world.size, self.clock)
-        self.total_steps = before.total_steps if before else num_steps(config, corpus, self.step, world)
+        with (console if world.is_first else Console(quiet=True)).status("how long a step takes"):
+            self.total_steps = before.total_steps if before else num_steps(config, corpus, self.step, world)
         learning_rate_share(0, self.total_steps, config.schedule)  # refuses what cannot be scheduled
         self.number = 0  # finished steps
         self.tokens = 0

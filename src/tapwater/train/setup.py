@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -24,6 +25,8 @@ from tapwater.train.step import Step
 
 GB = 1e9
 MINUTES_SHARE = 0.95  # of train.minutes that steps get; evaluations and checkpoints have the rest
+TIMING_SHARE = 0.01  # of train.minutes that go to timing steps before the first,
+TIMED_STEPS = 3, 30  # but no fewer or more steps than this
 TRIAL_LAYERS = 2  # of the model that precisions are tried on, besides dense ones before the first experts
 
 
@@ -143,17 +146,20 @@ def num_steps(config: PretrainConfig, corpus: Corpus, step: Step, world: World) 
         step.forward_backward(loader.draw(config.batch.sequences), 0)
         step.optimizers.rehearse()
 
-    seconds = world.broadcast(seconds_of(work))
+    (first,) = world.broadcast(times_of(work, 1))
+    least, most = TIMED_STEPS
+    rounds = min(most, max(least, int(TIMING_SHARE * train.minutes * 60 / first)))  # the same in every process
+    seconds = world.broadcast(median(times_of(work, rounds)))
     step.optimizers.forget()
     return max(1, round(MINUTES_SHARE * train.minutes * 60 / seconds))
 
 
-def seconds_of(work: Callable[[], object], rounds: int = 2) -> float:
-    """The least time of a call, after one to warm up."""
+def times_of(work: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of so many calls, after one to warm up."""
     work()
     times: list[float] = []
     for _ in range(rounds):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return times
