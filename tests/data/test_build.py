@@ -120,6 +120,22 @@ def test_long_documents_are_rearranged_part_by_part(texts: list[Document], tmp_p
     assert corpus.manifest.sources[0].infilling == sum(found.values())
 
 
+@pytest.mark.parametrize("part_chars", [None, 500])
+def test_short_middles_of_a_build_are_lines_or_words(
+    part_chars: int | None, texts: list[Document], tmp_path: Path
+) -> None:
+    lines = "".join(f"line {number} of a long file\n" for number in range(200))
+    texts.insert(0, Document(lines, "code", "long", "MIT", ".py"))
+    fim = FimSection(1.0, part_chars=part_chars, short_share=1.0)
+    corpus = Corpus.open(build(config(tmp_path / "c", fim=fim, heldout=HeldoutSection(0.0)), quiet))
+    tokenizer = Tokenizer.from_directory(corpus.tokenizer_directory)
+    numbers = range(corpus.num_documents("train", "code"))
+    assert len(numbers) == 62 if part_chars is None else len(numbers) > 70
+    for ids in (corpus.document("train", "code", number).tolist() for number in numbers):
+        middle = tokenizer.decode(ids[ids.index(4) + 1 : -1])
+        assert middle.strip() and middle == middle.rstrip() and middle.count("\n") <= 3
+
+
 def test_a_build_can_be_repeated_to_the_byte(texts: list[Document], tmp_path: Path) -> None:
     first, again = (Corpus.open(build(config(tmp_path / name), quiet)) for name in "ab")
     assert first.fingerprint == again.fingerprint

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -317,6 +318,21 @@ def test_minutes_become_steps_that_are_kept(corpus: Corpus, tmp_path: Path):
     assert not any(optimizer.state for optimizer in run.step.optimizers.list)
     assert make_run(config, corpus).total_steps == run.total_steps
     assert json.loads((tmp_path / "run" / "run.json").read_text())["total_steps"] == run.total_steps
+
+
+def test_minutes_count_the_median_of_steps(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+
+    def times_of(work: Callable[[], object], rounds: int) -> list[float]:
+        asked.append(rounds)
+        return [2.0] if rounds == 1 else [2.0] * (rounds // 2 + 1) + [50.0] * (rounds - rounds // 2 - 1)
+
+    monkeypatch.setattr("tapwater.train.setup.times_of", times_of)
+    for minutes, rounds in ((1.0, 3), (10.0, 3), (60.0, 18), (600.0, 30)):
+        asked.clear()
+        train = {"minutes": minutes, "steps": None}
+        run = make_run(make_config(corpus, tmp_path / f"run{minutes}", train=train), corpus)
+        assert asked == [1, rounds] and run.total_steps == round(0.95 * minutes * 60 / 2)
 
 
 def test_a_long_context_stage_is_a_change_of_config(corpus: Corpus, tmp_path: Path):

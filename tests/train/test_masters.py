@@ -1,5 +1,6 @@
 """The float32 weights behind a bfloat16 model."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -37,6 +38,31 @@ def test_gradients_add_up_in_float32_and_are_clipped_as_torch_clips() -> None:
         for each, master in zip(expected, masters.named.values(), strict=True):
             torch.testing.assert_close(master.grad, each.grad, rtol=1e-5, atol=0)
             master.grad = None
+
+
+def test_known_squares_are_taken_for_what_they_are_and_not_kept_for_the_next_step() -> None:
+    model = nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 3))
+    masters = Masters(model, "bf16")
+    world = join(ParallelSection())
+    backward(model, 0)
+    masters.take_gradients()
+    assert set(masters.squares) == set(masters.named.values())
+    first, *others = masters.named.values()
+    rest = sum(float(each.grad.square().sum()) for each in others)
+    norm = clip_gradients(masters.named.values(), 1e9, world, {first: torch.tensor(100.0).double()})
+    assert norm == pytest.approx((100.0 + rest) ** 0.5, rel=1e-5)
+    masters.publish()
+    assert not masters.squares
+
+
+def test_gradients_that_came_from_elsewhere_are_added_to() -> None:
+    model = nn.Sequential(nn.Linear(8, 5, bias=False))
+    masters = Masters(model, "bf16")
+    (master,) = masters.named.values()
+    master.grad = torch.ones_like(master)
+    (mine,) = backward(model, 0).values()
+    masters.take_gradients()
+    assert torch.equal(master.grad, mine + 1)
 
 
 def test_the_model_computes_with_rounded_weights() -> None:

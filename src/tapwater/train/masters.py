@@ -15,7 +15,7 @@ class Masters:
     In bf16 the model's own parameters become bfloat16 copies, made anew after every step, and gradients are summed over
     micro-batches in float32. Parameters that are sharded (`sharded` names them) stay float32: what shards them computes
     with bfloat16 copies by itself. Routing biases are buffers and float32 always. `squares` are the sums of squares of
-    gradients that were taken, so that clipping need not read these again.
+    gradients that were taken, so that clipping need not read these again; they hold until `publish`.
     """
 
     def __init__(self, model: nn.Module, precision: str, sharded: frozenset[str] = frozenset()) -> None:
@@ -39,16 +39,18 @@ class Masters:
             if copy.grad is None:
                 continue
             is_first = master.grad is None
-            if is_first and master not in self._sums:
-                self._sums[master] = torch.empty_like(master)
-            total = self._sums[master]
-            self.squares[master] = rows.add_gradient(total, copy.grad, is_first)
-            master.grad = total
+            if is_first:
+                if master not in self._sums:
+                    self._sums[master] = torch.empty_like(master)
+                master.grad = self._sums[master]
+            assert master.grad is not None
+            self.squares[master] = rows.add_gradient(master.grad, copy.grad, is_first)
             copy.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
         """After the optimizer or a checkpoint moved the masters: let the model compute with them."""
+        self.squares.clear()
         for copy, master in self._copies:
             rows.round_to(copy, master)
 

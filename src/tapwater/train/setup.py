@@ -25,8 +25,7 @@ from tapwater.train.step import Step
 
 GB = 1e9
 MINUTES_SHARE = 0.95  # of train.minutes that steps get; evaluations and checkpoints have the rest
-TIMING_SHARE = 0.01  # of train.minutes that go to timing steps before the first,
-TIMED_STEPS = 3, 30  # but no fewer or more steps than this
+TIMING_SHARE, LONGEST_TIMING_S, FEWEST_TIMED = 0.01, 60.0, 3  # of train.minutes; steps timed before the first
 TRIAL_LAYERS = 2  # of the model that precisions are tried on, besides dense ones before the first experts
 
 
@@ -147,8 +146,8 @@ def num_steps(config: PretrainConfig, corpus: Corpus, step: Step, world: World) 
         step.optimizers.rehearse()
 
     (first,) = world.broadcast(times_of(work, 1))
-    least, most = TIMED_STEPS
-    rounds = min(most, max(least, int(TIMING_SHARE * train.minutes * 60 / first)))  # the same in every process
+    timing_s = min(TIMING_SHARE * train.minutes * 60, LONGEST_TIMING_S)
+    rounds = max(FEWEST_TIMED, int(timing_s / first))  # the same in every process
     seconds = world.broadcast(median(times_of(work, rounds)))
     step.optimizers.forget()
     return max(1, round(MINUTES_SHARE * train.minutes * 60 / seconds))
