@@ -1,5 +1,6 @@
 // Causal attention and its backward pass on tile instructions (AMX), for bfloat16. Backward is what training_attention.cpp
-// does, but for weights and the gradients of scores, which are rounded to bfloat16 before they are multiplied, and short exponentials.
+// does, but for short exponentials, and for weights and the gradients of scores, which are rounded to bfloat16 before they are
+// multiplied.
 //
 // Scores lie as [keys, queries]: a query is a lane, so a softmax folds no lanes, and weights come out as the rows of 32
 // numbers that tiles take. Every product is of 32 rows and 32 columns; what is past an edge is zero.
