@@ -17,6 +17,7 @@ from tapwater.data.replacing import replace_text
 from tapwater.data.tokenizer_training import SPECIAL_TOKENS
 from tapwater.errors import ConfigError, DataError
 from tapwater.text import Tokenizer
+from tapwater.train.evaluate import Marks, original_text
 
 ODD = "if x == '<｜end▁of▁sentence｜>':  # 日本語 12345\n\treturn \"<｜fim▁hole｜>\"\n"
 
@@ -134,6 +135,28 @@ def test_short_middles_of_a_build_are_lines_or_words(
     for ids in (corpus.document("train", "code", number).tolist() for number in numbers):
         middle = tokenizer.decode(ids[ids.index(4) + 1 : -1])
         assert middle.strip() and middle == middle.rstrip() and middle.count("\n") <= 3
+
+
+def test_parts_of_drawn_lengths_some_with_the_suffix_first(texts: list[Document], tmp_path: Path) -> None:
+    lines = "".join(f"line {number} of a long file\n" for number in range(200))
+    texts.insert(0, Document(lines, "code", "long", "MIT", ".py"))
+    fim = FimSection(1.0, part_chars=500, part_chars_least=60, short_share=1.0, spm_share=0.4)
+    corpus = Corpus.open(build(config(tmp_path / "c", fim=fim, heldout=HeldoutSection(0.0)), quiet))
+    tokenizer = Tokenizer.from_directory(corpus.tokenizer_directory)
+    documents = [
+        corpus.document("train", "code", number).tolist() for number in range(corpus.num_documents("train", "code"))
+    ]
+    marks = Marks(0, 1, 2, 3, 4)
+    restored = [original_text(ids, tokenizer.decode, marks) for ids in documents]
+    code = "".join(each.text for each in texts if each.source == "code")
+    assert sorted("".join(restored)) == sorted(code) and set(lines.splitlines()) <= set("".join(restored).splitlines())
+    lengths = sorted(len(each) for each in restored if each.startswith("line "))
+    assert lengths[0] < 120 and lengths[-1] > 300 and len(lengths) > 15
+    record = corpus.manifest.sources[0]
+    no_prefix = sum(ids[2] == marks.hole for ids in documents)
+    assert record.infilling == len(documents)
+    assert record.suffix_first <= no_prefix  # a prefix may be empty in either order
+    assert 0.25 * len(documents) < record.suffix_first < 0.55 * len(documents)
 
 
 def test_a_build_can_be_repeated_to_the_byte(texts: list[Document], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from itertools import pairwise
+from itertools import islice, pairwise, repeat
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapwater.data.encode import Encoder, ToEncode
-from tapwater.data.fim import is_chosen, parts_of, split_text
+from tapwater.data.fim import FimIds, arrange, is_chosen, part_lengths, parts_of, split_text
 from tapwater.data.tokenizer_training import SPECIAL_TOKENS, train_tokenizer
 
 TEXT = "class A:\n    def f(self, x):\n        return x + 10  # 加一\n" * 3
@@ -112,8 +112,28 @@ def test_short_middles_are_a_share_and_blank_texts_are_cut_anywhere() -> None:
 
 @given(text=st.text(alphabet="ab\n", max_size=200), most=st.integers(1, 30))
 def test_parts_are_whole_lines_and_all_of_the_text(text: str, most: int) -> None:
-    parts = parts_of(text, most)
+    parts = parts_of(text, repeat(most))
     assert "".join(parts) == text
     assert all(part.endswith("\n") for part in parts[:-1])
     assert all(len(part) <= most or part.count("\n") <= 1 for part in parts)
     assert all(len(first) + len(after.partition("\n")[0]) + 1 > most for first, after in pairwise(parts))
+
+
+def test_lengths_of_parts_are_drawn_evenly_by_their_logarithm() -> None:
+    lengths = list(islice(part_lengths(5, 80, 1280, 0), 4000))
+    assert (
+        lengths == list(islice(part_lengths(5, 80, 1280, 0), 4000)) != list(islice(part_lengths(6, 80, 1280, 0), 4000))
+    )
+    counts = [sum(low <= each < 2 * low for each in lengths) for low in (80, 160, 320, 640)]
+    assert sum(counts) >= 3999 and min(counts) > 880 and max(counts) < 1120  # a few are rounded up to 1,280
+    assert list(islice(part_lengths(5, 80, 80, 0), 3)) == [80, 80, 80]
+    assert parts_of("a\nb\nc\nd\n", iter([4, 2, 2])) == ["a\nb\n", "c\n", "d\n"]
+
+
+def test_the_suffix_comes_before_the_prefix_as_if_the_answer_began_with_it() -> None:
+    prefix, middle, suffix = (np.array(each) for each in ([11, 12], [21], [31, 32, 33]))
+    marks = FimIds(2, 3, 4)
+    assert arrange(prefix, middle, suffix, marks).tolist() == [2, 11, 12, 3, 31, 32, 33, 4, 21]
+    found = arrange(prefix, middle, suffix, marks, suffix_first=True).tolist()
+    assert found == [2, 3, 31, 32, 33, 4, 11, 12, 21]
+    assert found == arrange(prefix[:0], np.concatenate((prefix, middle)), suffix, marks).tolist()

@@ -76,7 +76,9 @@ def test_of_one_line_a_few_inner_words_are_taken() -> None:
 def test_a_rearranged_document_reads_as_it_was() -> None:
     plain = [0, *encode(CODE), 1]
     rearranged = [0, 2, *encode(CODE[:9]), 3, *encode(CODE[20:]), 4, *encode(CODE[9:20]), 1]
-    assert original_text(plain, decode, MARKS) == original_text(rearranged, decode, MARKS) == CODE
+    suffix_first = [0, 2, 3, *encode(CODE[20:]), 4, *encode(CODE[:20]), 1]
+    for each in (plain, rearranged, suffix_first):
+        assert original_text(each, decode, MARKS) == CODE
 
 
 def test_problems_fit_and_hide_the_middle() -> None:
@@ -86,6 +88,9 @@ def test_problems_fit_and_hide_the_middle() -> None:
     whole, cut = (each.prompt for each in problems)
     hole, end = whole.index(3), whole.index(4)
     assert decode(whole[2:hole]) + problems[0].middle + decode(whole[hole + 1 : end]) == CODE
+    for each in problems:
+        hole = each.prompt.index(3)
+        assert each.prompt_spm == [0, 2, 3, *each.prompt[hole + 1 :], *each.prompt[2:hole]]
     assert len(cut) == 128 - 32 and cut[:2] == [0, 2] and cut[-1] == 4
     hole = cut.index(3)
     assert decode(cut[2:hole]).endswith("a\n") and decode(cut[hole + 1 : -1]).startswith("\nb")
@@ -95,7 +100,7 @@ def test_problems_fit_and_hide_the_middle() -> None:
 
 
 def test_white_space_around_an_answer_does_not_count() -> None:
-    problems = [Problem([], "  x = 1"), Problem([], "y"), Problem([], "z")]
+    problems = [Problem([], [], "  x = 1"), Problem([], [], "y"), Problem([], [], "z")]
     answers = [encode("x = 1 \n"), encode("y y"), encode("")]
     assert exact_share(problems, answers, decode) == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="no problems"):

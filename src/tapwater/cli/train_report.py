@@ -62,8 +62,9 @@ def _summary(steps: Sequence[health.Line], evaluations: Sequence[health.Line], s
     rows = [("loss of the last step", _number(last["loss"], ".4f"))]
     if evaluations:
         rows.append(("held-out bits per byte", _number(evaluations[-1]["bits_per_byte"], ".4f")))
-        if evaluations[-1].get("fim_exact") is not None:
-            rows.append(("infills exact", f"{evaluations[-1]['fim_exact']:.1%}"))
+        for name, key in (("infills exact", "fim_exact"), ("infills exact, suffix first", "fim_exact_spm")):
+            if evaluations[-1].get(key) is not None:
+                rows.append((name, f"{evaluations[-1][key]:.1%}"))
     rows += [("tokens", f"{last['tokens']:,}"), ("hours of steps", f"{seconds / 3600:.3g}")]
     if spent is not None:
         rows.append(("hours in all", f"{spent.elapsed_s / 3600:.3g}"))

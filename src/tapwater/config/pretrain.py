@@ -169,10 +169,13 @@ class EvaluationSection:
     sequences: int = 32  # rows of each source; a last evaluation takes all
     fim_documents: int = 0  # infills tried per evaluation; 0: none
     fim_max_tokens: int = 32  # longest middle
+    fim_context: int | None = None  # most tokens of prompt and middle together; None: a row
 
     def __post_init__(self) -> None:
         _between(self, 1, 2**40, "every_steps", "sequences", "fim_max_tokens")
         _between(self, 0, 2**20, "fim_documents")
+        if self.fim_context is not None:
+            _between(self, 1, 2**40, "fim_context")
 
 
 @dataclass(frozen=True)

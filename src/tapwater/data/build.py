@@ -14,7 +14,7 @@ from tapwater.config.corpus import CorpusConfig
 from tapwater.data.clean import Cleaned, clean, room
 from tapwater.data.document import Document
 from tapwater.data.encode import Encoder, ToEncode
-from tapwater.data.fim import is_chosen, parts_of
+from tapwater.data.fim import is_chosen, is_suffix_first, part_lengths, parts_of
 from tapwater.data.lock import NAME as LOCK
 from tapwater.data.lock import locked
 from tapwater.data.manifest import (
@@ -157,7 +157,7 @@ def _write_shards(
     records = {each.name: SourceRecord(each.name, SplitRecord(), SplitRecord()) for each in config.sources}
     num_documents = num_bytes = 0
     for source, documents in groupby(cleaned, key=lambda each: each.source):
-        infilling = 0
+        infilling = suffix_first = 0
         with ExitStack() as stack:
             writers = {
                 split: stack.enter_context(
@@ -166,37 +166,44 @@ def _write_shards(
                 for split in SPLITS
             }
             for batch in _batches(documents):
-                infilling += _write(batch, config, rates[source], encoder, writers)
+                counted = _write(batch, config, rates[source], encoder, writers)
+                infilling, suffix_first = infilling + counted[0], suffix_first + counted[1]
                 num_documents += len(batch)
                 num_bytes += sum(each.num_bytes for each in batch)
                 progress("encoding", num_documents, num_bytes)
         train, heldout = (writers[split].record for split in SPLITS)
-        records[source] = replace(records[source], train=train, heldout=heldout, infilling=infilling)
+        records[source] = replace(
+            records[source], train=train, heldout=heldout, infilling=infilling, suffix_first=suffix_first
+        )
     return tuple(_counted(record, cleaned.tally) for record in records.values())
 
 
 def _write(
     batch: Sequence[Document], config: CorpusConfig, rate: float, encoder: Encoder, writers: Mapping[Split, ShardWriter]
-) -> int:
-    """Encode documents of one source into their splits; how many were rearranged. Held-out ones never are."""
+) -> tuple[int, int]:
+    """Encode documents of one source into their splits; how many were rearranged, and of these with the suffix first.
+
+    Held-out ones never are.
+    """
     keys = [key_of(each) for each in batch]
     splits = [split_of(key, config.heldout.share, config.seed) for key in keys]
     asked: list[tuple[Split, ToEncode]] = []
     for each, key, split in zip(batch, keys, splits, strict=True):
         asked += [(split, part) for part in _parts(each.text, key, rate if split == "train" else 0.0, config)]
-    encoded = encoder.encode([part for _, part in asked], config.seed)
+    encoded = encoder.encode([part for _, part in asked], config.seed, config.fim)
     for (split, part), (tokens, _) in zip(asked, encoded, strict=True):
         writers[split].add(tokens, len(part.text.encode()))
-    return sum(rearranged for _, rearranged in encoded)
+    keys = [part.key for (_, part), (_, rearranged) in zip(asked, encoded, strict=True) if rearranged]
+    return len(keys), sum(is_suffix_first(key, config.fim.spm_share, config.seed) for key in keys)
 
 
 def _parts(text: str, key: int, rate: float, config: CorpusConfig) -> list[ToEncode]:
     """A document as it is, or what is rearranged part by part because it is too long to be so as a whole."""
     most = config.fim.part_chars
     if most is None or len(text) <= most or not is_chosen(key, rate, config.seed):
-        return [ToEncode(text, key, rate, config.fim.short_share)]
-    parts = enumerate(parts_of(text, most))
-    return [ToEncode(part, hashed(key, number) >> 1, 1.0, config.fim.short_share) for number, part in parts]
+        return [ToEncode(text, key, rate)]
+    lengths = part_lengths(key, config.fim.part_chars_least or most, most, config.seed)
+    return [ToEncode(part, hashed(key, number) >> 1, 1.0) for number, part in enumerate(parts_of(text, lengths))]
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -11,9 +11,12 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from tapwater.data.fim import FIM_TOKENS, FimIds, Ids, arrange, is_chosen, split_text
+from tapwater.config.corpus import FimSection
+from tapwater.data.fim import FIM_TOKENS, FimIds, Ids, arrange, is_chosen, is_suffix_first, split_text
 from tapwater.errors import DataError
 from tapwater.text.files import TokenizerFiles, read_tokenizer_files
+
+PLAIN = FimSection(rate=0.0)
 
 
 class Backend(Protocol):
@@ -51,12 +54,11 @@ class _Fastokens:
 
 @dataclass(frozen=True)
 class ToEncode:
-    """A text, the number it is drawn by, whether it may be rearranged, and the share of short middles then."""
+    """A text, the number it is drawn by, and how likely it is to be rearranged."""
 
     text: str
     key: int
     fim_rate: float
-    short_share: float = 0.0
 
 
 class Encoder:
@@ -87,8 +89,12 @@ class Encoder:
         backend = _fastest(files.backend, [*probes, *controls, *FIM_TOKENS])
         return cls(backend, files.bos_token_id, files.eos_token_ids[0], fim, size)
 
-    def encode(self, documents: Sequence[ToEncode], seed: int) -> list[tuple[NDArray[np.int64], bool]]:
+    def encode(
+        self, documents: Sequence[ToEncode], seed: int, fim: FimSection = PLAIN
+    ) -> list[tuple[NDArray[np.int64], bool]]:
         """`BOS .. EOS` of each document, and whether it was rearranged; the draws depend on `key` and `seed` alone.
+
+        `fim` has the shares among the rearranged; how many are is said by each document.
 
         DataError when one is to be rearranged and the tokenizer has no marks for it.
         """
@@ -96,15 +102,16 @@ class Encoder:
         counts: list[int] = []
         for each in documents:
             rearranged = is_chosen(each.key, each.fim_rate, seed)
-            pieces = split_text(each.text, each.key, seed, each.short_share) if rearranged else (each.text,)
+            pieces = split_text(each.text, each.key, seed, fim.short_share) if rearranged else (each.text,)
             parts += pieces
             counts.append(len(pieces))
         encoded = iter(self.backend.encode(parts))
         found: list[tuple[NDArray[np.int64], bool]] = []
-        for count in counts:
+        for each, count in zip(documents, counts, strict=True):
             body = next(encoded)
             if count > 1:
-                body = arrange(body, next(encoded), next(encoded), self._marks())
+                suffix_first = is_suffix_first(each.key, fim.spm_share, seed)
+                body = arrange(body, next(encoded), next(encoded), self._marks(), suffix_first)
             found.append((np.concatenate(([self.bos_token_id], body, [self.eos_token_id])).astype(np.int64), count > 1))
         return found
 

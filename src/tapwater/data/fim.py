@@ -5,13 +5,21 @@ arXiv 2401.14196, section 3.1.2):
 
     BOS <fim_begin> prefix <fim_hole> suffix <fim_end> middle EOS
 
+To write a middle, the model must find back to where the prefix ended, and small models learn that late. With the suffix
+first the middle goes on where the prefix ends (SPM; Bavarian et al., arXiv 2207.14255, section 3 and appendix D). It is
+the same order with nothing before the hole and the prefix as the beginning of the answer:
+
+    BOS <fim_begin> <fim_hole> suffix <fim_end> prefix middle EOS
+
 A document that is much longer than a row of training falls apart there, and few rows see its middle with what is around
-it: `fim.part_chars` cuts such documents into parts first (context-level infilling: Bavarian et al., arXiv 2207.14255,
-section 3). Middles between any two characters are a third of a text and begin and end within words; an editor asks for
-a line or some words, and `fim.short_share` of the rearranged documents are cut as it asks.
+it: `fim.part_chars` cuts such documents into parts first (context-level infilling: Bavarian et al., section 3), all as
+long or of drawn lengths: in short ones the way back to the hole is short. Middles between any two characters are a
+third of a text and begin and end within words; an editor asks for a line or some words, and `fim.short_share` of the
+rearranged documents are cut as it asks.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -23,7 +31,7 @@ from tapwater.data.permutation import hashed
 Ids = NDArray[np.integer]
 
 FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
-_CHOSEN, _CUTS, _SHORT = 1, 2, 3  # draws of one document that are independent of each other
+_CHOSEN, _CUTS, _SHORT, _ORDER, _LENGTHS = range(1, 6)  # draws of one document that are independent of each other
 _LINE = re.compile(r"^.*\S", re.MULTILINE)  # of a line that is not blank, without white space at its end
 _WORD = re.compile(r"\s*(?:\w+|[^\w\s]+)")  # and the space before it, which is in its token
 
@@ -40,6 +48,11 @@ class FimIds:
 def is_chosen(key: int, rate: float, seed: int) -> bool:
     """Whether the document of `key` is among the share `rate` that is rearranged."""
     return hashed(seed, _CHOSEN, key) < rate * 2**64
+
+
+def is_suffix_first(key: int, share: float, seed: int) -> bool:
+    """Whether the rearranged document of `key` is among the share that has its suffix before its prefix."""
+    return hashed(seed, _ORDER, key) < share * 2**64
 
 
 def split_text(text: str, key: int, seed: int, short_share: float = 0.0) -> tuple[str, str, str]:
@@ -76,17 +89,28 @@ def _after_space(text: str, place: int) -> int:
     return next(index for index in count(place) if not text[index].isspace())
 
 
-def parts_of(text: str, most_chars: int) -> list[str]:
-    """The text cut at line ends into parts of at most so many characters; a longer line is a part by itself."""
+def part_lengths(key: int, least: int, most: int, seed: int) -> Iterator[int]:
+    """Most characters of each part of the document of `key`: as many from 100 to 200 as from 200 to 400."""
+    for number in count():
+        yield round(least * (most / least) ** (hashed(seed, _LENGTHS, key, number) / 2**64))
+
+
+def parts_of(text: str, most_chars: Iterable[int]) -> list[str]:
+    """The text cut at line ends into parts, each of at most its number of characters; a longer line is a part."""
     parts: list[str] = []
+    limits = iter(most_chars)
+    limit = 0
     for line in text.splitlines(keepends=True):
-        if parts and len(parts[-1]) + len(line) <= most_chars:
+        if parts and len(parts[-1]) + len(line) <= limit:
             parts[-1] += line
         else:
             parts.append(line)
+            limit = next(limits)
     return parts
 
 
-def arrange(prefix: Ids, middle: Ids, suffix: Ids, marks: FimIds) -> Ids:
+def arrange(prefix: Ids, middle: Ids, suffix: Ids, marks: FimIds, suffix_first: bool = False) -> Ids:
     """The tokens between BOS and EOS of a rearranged document."""
+    if suffix_first:
+        return np.concatenate(([marks.begin, marks.hole], suffix, [marks.end], prefix, middle)).astype(np.int64)
     return np.concatenate(([marks.begin], prefix, [marks.hole], suffix, [marks.end], middle)).astype(np.int64)

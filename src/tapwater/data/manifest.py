@@ -70,6 +70,7 @@ class SourceRecord:
     languages: Mapping[str, int] = field(default_factory=dict)  # bytes kept in each
     dropped: Mapping[str, Amount] = field(default_factory=dict)
     infilling: int = 0  # training documents rearranged for fill-in-the-middle
+    suffix_first: int = 0  # those of them whose suffix comes before the prefix
 
     def split(self, split: Split) -> SplitRecord:
         return self.train if split == "train" else self.heldout

@@ -37,9 +37,10 @@ class Infill:
 
 @dataclass(frozen=True)
 class Problem:
-    """An infill as a model gets it, and the text that is right."""
+    """An infill as a model gets it, in either order, and the text that is right."""
 
     prompt: list[int]
+    prompt_spm: list[int]  # the suffix first
     middle: str
 
 
@@ -54,12 +55,16 @@ def bits_per_byte(nll_sum_nats: float, num_bytes: int) -> float:
 
 
 def evaluation(
-    step: int, tokens: int, sums: Mapping[str, tuple[float, int]], fim_exact: float | None = None
+    step: int,
+    tokens: int,
+    sums: Mapping[str, tuple[float, int]],
+    fim_exact: float | None = None,
+    fim_exact_spm: float | None = None,
 ) -> Evaluation:
     """An Evaluation of `sums`: nats and bytes of each source; all of them together weigh by bytes."""
     nats, num_bytes = (sum(each[index] for each in sums.values()) for index in range(2))
     sources = {source: bits_per_byte(*each) for source, each in sums.items()}
-    return Evaluation(step, tokens, bits_per_byte(nats, int(num_bytes)), sources, fim_exact)
+    return Evaluation(step, tokens, bits_per_byte(nats, int(num_bytes)), sources, fim_exact, fim_exact_spm)
 
 
 def original_text(tokens: Sequence[int], decode: Decode, marks: Marks) -> str:
@@ -107,8 +112,8 @@ def infill_problems(
     room = sequence_length - max_tokens - 4  # BOS and three marks
     if room < 2:
         raise ConfigError(
-            f"evaluation: fim_max_tokens {max_tokens} leaves no room for a prompt in data.sequence_length "
-            f"{sequence_length}"
+            f"evaluation: fim_max_tokens {max_tokens} leaves no room for a prompt in {sequence_length} tokens "
+            "(fim_context, or data.sequence_length)"
         )
     found: list[Problem] = []
     for number, text in enumerate(texts):
@@ -120,7 +125,9 @@ def infill_problems(
         kept_before = max(2 * room // 3, room - len(suffix))
         prefix = prefix[max(0, len(prefix) - kept_before) :]
         suffix = suffix[: room - len(prefix)]
-        found.append(Problem([marks.bos, marks.begin, *prefix, marks.hole, *suffix, marks.end], infill.middle))
+        psm = [marks.bos, marks.begin, *prefix, marks.hole, *suffix, marks.end]
+        spm = [marks.bos, marks.begin, marks.hole, *suffix, marks.end, *prefix]
+        found.append(Problem(psm, spm, infill.middle))
     return found
 
 

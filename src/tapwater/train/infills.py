@@ -37,13 +37,21 @@ class Infills:
             for name in sources
             for number in range(min(wanted, corpus.num_documents("heldout", name)))
         )
-        size, most = config.data.sequence_length, config.evaluation.fim_max_tokens
+        self._suffix_first = any(each.suffix_first for each in manifest.sources)
+        size = min(config.data.sequence_length, config.evaluation.fim_context or config.data.sequence_length)
+        most = config.evaluation.fim_max_tokens
         self._problems = infill_problems(texts, SEED, self._tokenizer.encode_part, marks, most, size)[:wanted]
 
-    def exact_share(self) -> float | None:
-        """The share the model gets exactly right; None when none are asked for. Every process calls it."""
+    def exact_shares(self) -> tuple[float | None, float | None]:
+        """The shares the model gets exactly right with the prefix first and with the suffix first.
+
+        None when none are asked for, or the corpus has no document in that order. Every process calls it.
+        """
         if not self._problems:
-            return None
-        prompts = [problem.prompt for problem in self._problems]
+            return None, None
+        psm = self._share([problem.prompt for problem in self._problems])
+        return psm, self._share([each.prompt_spm for each in self._problems]) if self._suffix_first else None
+
+    def _share(self, prompts: list[list[int]]) -> float:
         answers = generate(self._model, prompts, self._config.evaluation.fim_max_tokens + 1, self._eos)
         return exact_share(self._problems, answers, self._tokenizer.decode)

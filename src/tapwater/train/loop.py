@@ -186,7 +186,7 @@ class Run:
     def _evaluate(self, record: Record, sequences: int | None) -> bool:
         """Whether held-out text gave a finite number."""
         sums = self.scorer.score(self.corpus, sequences)
-        self.evaluated = evaluation(self.number, self.tokens, sums, self.infills.exact_share())
+        self.evaluated = evaluation(self.number, self.tokens, sums, *self.infills.exact_shares())
         record.evaluation(self.evaluated)
         return isfinite(self.evaluated.bits_per_byte)
 

@@ -49,6 +49,7 @@ class Evaluation:
     bits_per_byte: float
     sources: Mapping[str, float]
     fim_exact: float | None = None  # share of infills got exactly; None: none were tried
+    fim_exact_spm: float | None = None  # the same with the suffix before the prefix; None: not trained on
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Record:
             log.evaluation(evaluation)
         sources = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.sources.items())
         infills = "" if evaluation.fim_exact is None else f"; infills exact {evaluation.fim_exact:.1%}"
+        if evaluation.fim_exact_spm is not None:
+            infills += f", suffix first {evaluation.fim_exact_spm:.1%}"
         self._view.note(
             f"step {evaluation.step}: held-out bits per byte {evaluation.bits_per_byte:.4f} ({sources}){infills}"
         )
@@ -77,6 +79,7 @@ class Record:
             mfu=metrics.mfu,
             bits_per_byte=None if evaluated is None else evaluated.bits_per_byte,
             fim_exact=None if evaluated is None else evaluated.fim_exact,
+            fim_exact_spm=None if evaluated is None else evaluated.fim_exact_spm,
             cost_usd=metrics.cost_usd,
             total_usd=self._clock.spent(ahead_s=left_s).cost_usd,
             load_LE=metrics.load_LE,

@@ -48,6 +48,8 @@ class TensorBoard:
             self._writer.add_scalar(f"bits_per_byte/{source}", value, evaluation.step)
         if evaluation.fim_exact is not None:
             self._writer.add_scalar("fim/exact", evaluation.fim_exact, evaluation.step)
+        if evaluation.fim_exact_spm is not None:
+            self._writer.add_scalar("fim/exact_spm", evaluation.fim_exact_spm, evaluation.step)
 
     def close(self) -> None:
         self._writer.close()

@@ -38,6 +38,7 @@ class Progress:
     mfu: float | None = None
     bits_per_byte: float | None = None  # of the last evaluation
     fim_exact: float | None = None
+    fim_exact_spm: float | None = None
     cost_usd: Decimal | None = None
     total_usd: Decimal | None = None  # expected at the end
     load_LE: Sequence[Sequence[int]] = ()
@@ -156,6 +157,8 @@ def _facts(progress: Progress) -> list[tuple[str, str]]:
         facts.append(("held-out bits per byte", f"{progress.bits_per_byte:.4f}"))
     if progress.fim_exact is not None:
         facts.append(("infills exact", f"{progress.fim_exact:.1%}"))
+    if progress.fim_exact_spm is not None:
+        facts.append(("suffix first", f"{progress.fim_exact_spm:.1%}"))
     facts += [("lr", f"{progress.lr:.3g}"), ("grad norm", f"{progress.grad_norm:.3g}")]
     speed = f"{progress.tokens_per_s:,.0f}"
     facts += [("tokens", f"{progress.tokens:,}"), ("tokens/s", speed)]
