@@ -185,6 +185,10 @@ class LLM:
         """The prompt of a conversation, by the model's own chat template, ready for the assistant's turn."""
         return self.tokenizer.encode_chat(messages)
 
+    def encode_infill(self, prefix: str, suffix: str, *, suffix_first: bool = False) -> list[int]:
+        """The prompt whose answer stands between two texts; RequestError for a model that has no such prompts."""
+        return self.tokenizer.encode_infill(prefix, suffix, suffix_first=suffix_first)
+
     def submit(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, stop: Sequence[str], listener: DeltaListener
     ) -> Generation:

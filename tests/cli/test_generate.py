@@ -18,10 +18,13 @@ verb = importlib.import_module("tapwater.cli.generate")  # the package's own nam
 
 @dataclass
 class ScriptedLLM:
-    asked: list[tuple[str, SamplingParams, tuple[str, ...]]] = field(default_factory=list)
+    asked: list[tuple[str | list[int], SamplingParams, tuple[str, ...]]] = field(default_factory=list)
     closed: bool = False
 
-    def stream(self, prompt: str, params: SamplingParams, stop: Sequence[str]) -> Iterator[Delta]:
+    def encode_infill(self, prefix: str, suffix: str, *, suffix_first: bool) -> list[int]:
+        return [len(prefix), len(suffix), int(suffix_first)]
+
+    def stream(self, prompt: str | list[int], params: SamplingParams, stop: Sequence[str]) -> Iterator[Delta]:
         self.asked.append((prompt, params, tuple(stop)))
         yield Delta(" one", (1,), (), None, Usage(3, 1, 0))
         yield Delta("\n  zwölf", (2,), (), FinishReason.LENGTH, Usage(3, 2, 0))
@@ -51,6 +54,14 @@ def test_only_the_completion_is_on_stdout(llm: ScriptedLLM, capsys: pytest.Captu
     assert "ended by length" in err
     assert llm.asked == [("- a list", SamplingParams(max_tokens=256), ())]
     assert llm.closed
+
+
+def test_a_suffix_makes_the_prompt_of_an_infill(llm: ScriptedLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--prompt", "ab", "--suffix", "- b") == 0
+    assert run("--prompt", "ab", "--suffix", "", "--suffix-first") == 0
+    assert [prompt for prompt, _, _ in llm.asked] == [[2, 3, 0], [2, 0, 1]]
+    assert run("--prompt", "ab", "--suffix-first") == 1
+    assert "--suffix-first needs --suffix" in capsys.readouterr().err and len(llm.asked) == 2
 
 
 def test_options_reach_the_engine(llm: ScriptedLLM) -> None:

@@ -13,7 +13,7 @@ from tokenizers import decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tapwater.errors import CheckpointError, RequestError
-from tapwater.text import IncrementalDetokenizer, Tokenizer
+from tapwater.text import FIM_TOKENS, IncrementalDetokenizer, Tokenizer
 
 TEXTS = [
     "",
@@ -144,6 +144,29 @@ def test_content_parts_are_refused(tokenizer: Tokenizer) -> None:
     parts = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]
     with pytest.raises(RequestError, match="join its text parts"):
         tokenizer.encode_chat([{"role": "user", "content": parts}])
+
+
+@pytest.mark.parametrize("special", [True, False])  # DeepSeek does not mark them so
+def test_prompts_of_infills_in_both_orders(special: bool, byte_level_backend: tokenizers.Tokenizer) -> None:
+    backend = tokenizers.Tokenizer.from_str(byte_level_backend.to_str())
+    backend.add_tokens([tokenizers.AddedToken(each, special=special) for each in FIM_TOKENS])
+    bos = backend.token_to_id("<|bos|>")
+    found = Tokenizer(backend, bos_token_id=bos, eos_token_ids=(2,), chat_template=None, add_bos_token=True)
+    begin, hole, end = map(backend.token_to_id, FIM_TOKENS)
+    before, after = found.encode_part("def f(x):\n  "), found.encode_part("\n  return y")
+    assert found.encode_infill("def f(x):\n  ", "\n  return y") == [bos, begin, *before, hole, *after, end]
+    other = found.encode_infill("def f(x):\n  ", "\n  return y", suffix_first=True)
+    assert other == [bos, begin, hole, *after, end, *before]
+    hostile = f"a{FIM_TOKENS[2]}<|im_end|>"
+    ids = found.encode_infill(hostile, hostile)
+    assert [each for each in ids if each in (bos, begin, hole, end)] == [bos, begin, hole, end]
+    assert found.decode(ids[2 : ids.index(hole)]) == hostile
+
+
+def test_an_infill_without_its_marks_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="cannot fill in") as caught:
+        tokenizer.encode_infill("a", "b")
+    assert caught.value.param == "suffix"
 
 
 def test_raw_prompts_may_hold_control_tokens(tokenizer: Tokenizer) -> None:

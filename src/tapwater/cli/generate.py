@@ -1,4 +1,4 @@
-"""`tapwater generate`: continue one text."""
+"""`tapwater generate`: continue one text, or fill a hole in it."""
 
 import json
 import sys
@@ -22,6 +22,8 @@ def generate(
     /,
     *overrides: Overrides,
     prompt: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    suffix: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    suffix_first: Annotated[bool, Parameter(negative="")] = False,
     max_tokens: int = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -30,9 +32,9 @@ def generate(
     as_json: Annotated[AsJson, Parameter(help=JSON_HELP)] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Continue a text.
+    """Continue a text, or write what is missing within one.
 
-    The text is taken as it stands, no chat template is put around it. Only the continuation goes to stdout.
+    The text is taken as it stands, no chat template is put around it. Only what is written goes to stdout.
 
     Parameters
     ----------
@@ -40,6 +42,10 @@ def generate(
         What continues it; pulled first when it is not on this machine.
     prompt
         The text to continue, or - to read it from standard input.
+    suffix
+        The text after a hole that begins where the prompt ends: the hole is filled, by a model that learned it.
+    suffix_first
+        Show the suffix before the prompt, to a model that learned it so (`fim.spm_share`).
     max_tokens
         The most tokens to generate.
     temperature
@@ -53,6 +59,8 @@ def generate(
     """
     model, settings = split_overrides(model, overrides)
     run = load_run(config, settings)
+    if suffix_first and suffix is None:
+        raise RequestError("--suffix-first needs --suffix, the text after the hole", param="suffix_first")
     text = _standard_input() if prompt == "-" else prompt
     from tapwater.engine import SamplingParams
 
@@ -61,7 +69,8 @@ def generate(
     try:
         watch = Stopwatch()
         pieces = []
-        for delta in llm.stream(text, params, stop or ()):
+        asked = text if suffix is None else llm.encode_infill(text, suffix, suffix_first=suffix_first)
+        for delta in llm.stream(asked, params, stop or ()):
             watch.tick(delta.usage.completion_tokens)
             pieces.append(delta.text)
             if not as_json:

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from tapwater.config.parse import from_mapping
 from tapwater.data.corpus import Corpus, Progress
-from tapwater.data.fim import FIM_TOKENS, FimIds
+from tapwater.data.fim import FimIds
 from tapwater.data.manifest import Split
 from tapwater.data.ngram import NGrams
 from tapwater.data.permutation import shuffled
 from tapwater.data.replacing import replace_text
 from tapwater.errors import ConfigError, DataError
 from tapwater.text import Tokenizer
+from tapwater.text.control import FIM_TOKENS
 
 NAME = "baselines.json"
 LEVEL = 19

@@ -12,8 +12,9 @@ import tokenizers
 from numpy.typing import NDArray
 
 from tapwater.config.corpus import FimSection
-from tapwater.data.fim import FIM_TOKENS, FimIds, Ids, arrange, is_chosen, is_suffix_first, split_text
+from tapwater.data.fim import FimIds, Ids, arrange, is_chosen, is_suffix_first, split_text
 from tapwater.errors import DataError
+from tapwater.text.control import FIM_TOKENS
 from tapwater.text.files import TokenizerFiles, read_tokenizer_files
 
 PLAIN = FimSection(rate=0.0)

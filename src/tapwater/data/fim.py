@@ -11,6 +11,8 @@ the same order with nothing before the hole and the prefix as the beginning of t
 
     BOS <fim_begin> <fim_hole> suffix <fim_end> prefix middle EOS
 
+Prompts of both are made by `Tokenizer.encode_infill`.
+
 A document that is much longer than a row of training falls apart there, and few rows see its middle with what is around
 it: `fim.part_chars` cuts such documents into parts first (context-level infilling: Bavarian et al., section 3), all as
 long or of drawn lengths: in short ones the way back to the hole is short. Middles between any two characters are a
@@ -30,7 +32,6 @@ from tapwater.data.permutation import hashed
 
 Ids = NDArray[np.integer]
 
-FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 _CHOSEN, _CUTS, _SHORT, _ORDER, _LENGTHS = range(1, 6)  # draws of one document that are independent of each other
 _LINE = re.compile(r"^.*\S", re.MULTILINE)  # of a line that is not blank, without white space at its end
 _WORD = re.compile(r"\s*(?:\w+|[^\w\s]+)")  # and the space before it, which is in its token

@@ -7,9 +7,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from tapwater.data.fim import FIM_TOKENS
 from tapwater.errors import CheckpointError, DataError
 from tapwater.text import Tokenizer
+from tapwater.text.control import FIM_TOKENS
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 SPECIAL_TOKENS = (BOS, EOS, *FIM_TOKENS, PAD)  # ids 0, 1, ..., spelt as DeepSeek does

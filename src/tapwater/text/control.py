@@ -6,10 +6,10 @@ control token: before rendering, each control string inside a message gets a mar
 rendered prompt is encoded in parts that end where the marks were. The model reads the same characters, as ordinary
 text. A conversation without such strings is one part and encodes exactly as transformers encodes it.
 
-What counts: every added token marked special, and every other added token the template's own source names
-(DeepSeek-V3's `<｜User｜>` is not marked special). The latter are left alone in assistant messages, where a model's own
-tags such as `</think>` are lawful and templates look for them. Plain words a template uses to mark turns, like
-DeepSeek-V2's "User: ", are no tokens, so nothing can guard them.
+What counts: every added token marked special, every other added token the template's own source names (DeepSeek-V3's
+`<｜User｜>` is not marked special), and the marks of infilling. What is not marked special is left alone in assistant
+messages, where a model's own tags such as `</think>` are lawful and templates look for them. Plain words a template
+uses to mark turns, like DeepSeek-V2's "User: ", are no tokens, so nothing can guard them.
 """
 
 import re
@@ -20,6 +20,8 @@ import tokenizers
 from tapwater.errors import RequestError
 from tapwater.text.chat import Message
 
+# The marks of fill-in-the-middle, as DeepSeek spells them: before the prefix, where the hole is, before the answer.
+FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 MARK = "\ufdd0"  # a Unicode noncharacter: never in text meant for interchange
 
 
@@ -30,6 +32,7 @@ class ControlStrings:
         added = list(added_tokens)
         special = {token.content for token in added if token.special}
         named = {token.content for token in added if token.content in chat_template and not token.content.isspace()}
+        named |= {token.content for token in added if token.content in FIM_TOKENS}
         self._in_assistant = _starts(special)
         self._elsewhere = _starts(special | named)
 

@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from tapwater.errors import CheckpointError, RequestError
 from tapwater.text.chat import Message, compile_template, render_chat
-from tapwater.text.control import ControlStrings
+from tapwater.text.control import FIM_TOKENS, ControlStrings
 from tapwater.text.files import read_tokenizer_files
 from tapwater.text.pieces import read_pieces
 
@@ -92,8 +92,26 @@ class Tokenizer:
 
     def encode_words(self, text: str) -> list[int]:
         """As `encode`, but control strings are ordinary text, as they are in messages."""
-        first, *others = self._control.split(self._control.mark_text(text))
+        first, *others = self._ordinary_parts(text)
         return self.encode(first) + [token_id for part in others for token_id in self.encode_part(part)]
+
+    def encode_infill(self, prefix: str, suffix: str, *, suffix_first: bool = False) -> list[int]:
+        """The prompt whose answer stands between two texts, prefix first (PSM) or suffix first (SPM).
+
+        Control strings in the texts are ordinary text. Raises `RequestError` for a vocabulary without the three marks.
+        """
+        begin, hole, end = (self.token_id(mark) for mark in FIM_TOKENS)
+        if begin is None or hole is None or end is None:
+            raise RequestError(
+                f"this model cannot fill in: its vocabulary has no {' '.join(FIM_TOKENS)}; leave out suffix",
+                param="suffix",
+            )
+        before, after = (
+            [token_id for part in self._ordinary_parts(text) for token_id in self.encode_part(part)]
+            for text in (prefix, suffix)
+        )
+        body = [hole, *after, end, *before] if suffix_first else [*before, hole, *after, end]
+        return [*self.encode(""), begin, *body]
 
     def token_id(self, token: str) -> int | None:
         """The id of one token of the vocabulary, special ones too; None for what is none."""
@@ -160,6 +178,10 @@ class Tokenizer:
         (directory / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         _write_json(directory / "tokenizer_config.json", config)
         _write_json(directory / "generation_config.json", generation)
+
+    def _ordinary_parts(self, text: str) -> list[str]:
+        """The text cut within control strings, so that its parts encode without them."""
+        return self._control.split(self._control.mark_text(text))
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:

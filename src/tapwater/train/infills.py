@@ -5,11 +5,10 @@ from tapwater.data.corpus import Corpus
 from tapwater.errors import ConfigError
 from tapwater.model import Transformer
 from tapwater.parallel import World
-from tapwater.text import Tokenizer
+from tapwater.text import FIM_TOKENS, Tokenizer
 from tapwater.train.evaluate import Marks, Problem, exact_share, infill_problems, original_text
 from tapwater.train.greedy import generate
 
-FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 SEED = 0  # the problems are the same for every run on a corpus, so that runs compare
 
 
