@@ -159,6 +159,17 @@ def test_parts_of_drawn_lengths_some_with_the_suffix_first(texts: list[Document]
     assert 0.25 * len(documents) < record.suffix_first < 0.55 * len(documents)
 
 
+def test_the_rate_is_that_of_training_documents_whatever_is_held_out(texts: list[Document], tmp_path: Path) -> None:
+    words = np.random.default_rng(3).integers(0, 10**6, (400, 40))
+    texts[:0] = [
+        Document(" ".join(map(hex, row)), "code", f"d{number}", "MIT", ".py") for number, row in enumerate(words)
+    ]
+    settings = config(tmp_path / "c", fim=FimSection(0.3), heldout=HeldoutSection(0.3))
+    corpus = Corpus.open(build(settings, quiet))
+    trained = corpus.num_documents("train", "code")
+    assert 270 < trained < 380 and 0.2 < corpus.manifest.sources[0].infilling / trained < 0.4
+
+
 def test_a_build_can_be_repeated_to_the_byte(texts: list[Document], tmp_path: Path) -> None:
     first, again = (Corpus.open(build(config(tmp_path / name), quiet)) for name in "ab")
     assert first.fingerprint == again.fingerprint

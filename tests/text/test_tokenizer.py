@@ -161,6 +161,9 @@ def test_prompts_of_infills_in_both_orders(special: bool, byte_level_backend: to
     ids = found.encode_infill(hostile, hostile)
     assert [each for each in ids if each in (bos, begin, hole, end)] == [bos, begin, hole, end]
     assert found.decode(ids[2 : ids.index(hole)]) == hostile
+    chatting = Tokenizer(backend, bos_token_id=bos, eos_token_ids=(2,), chat_template=CHATML, add_bos_token=True)
+    for role in ("user", "assistant"):
+        assert end not in chatting.encode_chat([{"role": role, "content": hostile}])
 
 
 def test_an_infill_without_its_marks_is_refused(tokenizer: Tokenizer) -> None:

@@ -32,7 +32,8 @@ from tapwater.data.permutation import hashed
 
 Ids = NDArray[np.integer]
 
-_CHOSEN, _CUTS, _SHORT, _ORDER, _LENGTHS = range(1, 6)  # draws of one document that are independent of each other
+# Draws of one document that are independent of each other, and of those of build.py, which are 1 and 2.
+_CUTS, _SHORT, _ORDER, _LENGTHS, _CHOSEN = 12, 13, 14, 15, 16
 _LINE = re.compile(r"^.*\S", re.MULTILINE)  # of a line that is not blank, without white space at its end
 _WORD = re.compile(r"\s*(?:\w+|[^\w\s]+)")  # and the space before it, which is in its token
 

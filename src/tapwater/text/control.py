@@ -6,10 +6,10 @@ control token: before rendering, each control string inside a message gets a mar
 rendered prompt is encoded in parts that end where the marks were. The model reads the same characters, as ordinary
 text. A conversation without such strings is one part and encodes exactly as transformers encodes it.
 
-What counts: every added token marked special, every other added token the template's own source names (DeepSeek-V3's
-`<｜User｜>` is not marked special), and the marks of infilling. What is not marked special is left alone in assistant
-messages, where a model's own tags such as `</think>` are lawful and templates look for them. Plain words a template
-uses to mark turns, like DeepSeek-V2's "User: ", are no tokens, so nothing can guard them.
+What counts: every added token marked special, the marks of infilling, and every other added token the template's own
+source names (DeepSeek-V3's `<｜User｜>` is not marked special). The last are left alone in assistant messages, where a
+model's own tags such as `</think>` are lawful and templates look for them. Plain words a template uses to mark turns,
+like DeepSeek-V2's "User: ", are no tokens, so nothing can guard them.
 """
 
 import re
@@ -30,9 +30,8 @@ class ControlStrings:
 
     def __init__(self, added_tokens: Iterable[tokenizers.AddedToken], chat_template: str) -> None:
         added = list(added_tokens)
-        special = {token.content for token in added if token.special}
+        special = {token.content for token in added if token.special or token.content in FIM_TOKENS}
         named = {token.content for token in added if token.content in chat_template and not token.content.isspace()}
-        named |= {token.content for token in added if token.content in FIM_TOKENS}
         self._in_assistant = _starts(special)
         self._elsewhere = _starts(special | named)
 

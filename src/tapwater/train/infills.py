@@ -37,7 +37,10 @@ class Infills:
             for number in range(min(wanted, corpus.num_documents("heldout", name)))
         )
         self._suffix_first = any(each.suffix_first for each in manifest.sources)
-        size = min(config.data.sequence_length, config.evaluation.fim_context or config.data.sequence_length)
+        row = config.data.sequence_length
+        size = config.evaluation.fim_context or row
+        if size > row:
+            raise ConfigError(f"evaluation: fim_context {size} is longer than a row, data.sequence_length {row}")
         most = config.evaluation.fim_max_tokens
         self._problems = infill_problems(texts, SEED, self._tokenizer.encode_part, marks, most, size)[:wanted]
 
