@@ -24,7 +24,7 @@ def write(run: Path, steps: int, first: StepMetrics = FIRST) -> None:
         for step in range(1, steps + 1):
             log.step(replace(first, step=step, tokens=4096 * step, loss=5 / step, cost_usd=Decimal(step) / 1000))
             if step % 20 == 0:
-                log.evaluation(Evaluation(step, 4096 * step, 2.5, {"web<script>": 2.0, "code": 3.0}, 0.25))
+                log.evaluation(Evaluation(step, 4096 * step, 2.5, {"web<script>": 2.0, "code": 3.0}, 0.25, 0.75))
 
 
 class Whole(HTMLParser):
@@ -60,6 +60,7 @@ def test_the_page_tells_losses_experts_baselines_and_cost(tmp_path: Path) -> Non
     text = write_training_report(run, corpus).read_text()
     Whole(text)
     for part in ("first run", "60 steps, 245,760 tokens", "$0.0600", "$0.2441", "infills exact", "25.0%", "+0.500",
+                 "infills exact, suffix first", "75.0%",
                  "minimised from 5 to 0.08333", "web&lt;script&gt;", "load of each expert of layer 0", "at most 2.00",
                  "Dead at the end: 1.", "data:image/png"):  # fmt: skip
         assert part in text, part

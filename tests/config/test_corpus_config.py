@@ -19,6 +19,22 @@ def test_later_settings_win(tmp_path: Path) -> None:
     assert (config.seed, config.directory, config.filters.max_line, config.fim.rate) == (3, "elsewhere", 22, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["fim.spm_share=1.5"], "spm_share"),
+        (["fim.part_chars_least=80"], "part_chars_least needs part_chars"),
+        (["fim.part_chars=100", "fim.part_chars_least=101"], r"between 1 and part_chars \(100\), got 101"),
+        (["fim.part_chars=100", "fim.part_chars_least=0"], r"between 1 and part_chars \(100\), got 0"),
+    ],
+)
+def test_shares_and_parts_that_cannot_be_are_refused(settings: list[str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "corpus.toml"
+    path.write_text(SMALLEST + TOKENIZER)
+    with pytest.raises(ConfigError, match=message):
+        load_corpus_config(path, settings)
+
+
 def test_placeholders_are_filled_and_unknown_ones_refused(tmp_path: Path) -> None:
     path = tmp_path / "corpus.toml"
     path.write_text(SMALLEST + TOKENIZER + '[decontamination]\nfiles = ["{here}/eval.jsonl"]\n')

@@ -23,9 +23,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     path = tmp_path_factory.mktemp("corpora")
     train_tokenizer(texts, 290, path / "tokenizer")
     encoder = Encoder.open(path / "tokenizer", texts)
-    ids = [
-        each[0][1:-1].tolist() for each in encoder.encode([ToEncode(t, n, 0.5) for n, t in enumerate(texts[:100])], 0)
-    ]
+    rearranged = encoder.encode([ToEncode(t, n, 0.5) for n, t in enumerate(texts[:100])], 0, spm_share=0.5)
+    assert {order for _, order in rearranged} == {None, "psm", "spm"}
+    ids = [each[1:-1].tolist() for each, _ in rearranged]
     ids += [each[0][1:-1].tolist() for each in encoder.encode([ToEncode(t, 0, 0.0) for t in texts[100:]], 0)]
     sizes = [len(text.encode()) for text in texts]
     found = write_corpus(path / "c", {"a": ids[:100], "none": [[7]]}, {"a": ids[100:]}, 290, sizes={"a": sizes})

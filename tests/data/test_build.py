@@ -153,10 +153,22 @@ def test_parts_of_drawn_lengths_some_with_the_suffix_first(texts: list[Document]
     lengths = sorted(len(each) for each in restored if each.startswith("line "))
     assert lengths[0] < 120 and lengths[-1] > 300 and len(lengths) > 15
     record = corpus.manifest.sources[0]
-    no_prefix = sum(ids[2] == marks.hole for ids in documents)
     assert record.infilling == len(documents)
-    assert record.suffix_first <= no_prefix  # a prefix may be empty in either order
     assert 0.25 * len(documents) < record.suffix_first < 0.55 * len(documents)
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (0.4, 15, 35), (1.0, 61, 61)])
+def test_documents_with_the_suffix_first_are_counted(
+    share: float, least: int, most: int, texts: list[Document], tmp_path: Path
+) -> None:
+    fim = FimSection(1.0, short_share=1.0, spm_share=share)
+    texts[:] = [each._replace(text="\n" + each.text) for each in texts]  # no middle begins there: no prefix is empty
+    corpus = Corpus.open(build(config(tmp_path / "c", fim=fim, heldout=HeldoutSection(0.0)), quiet))
+    first = [corpus.document("train", "code", number)[2] for number in range(corpus.num_documents("train", "code"))]
+    record = corpus.manifest.sources[0]
+    assert record.infilling == len(first) == 61
+    assert record.suffix_first == first.count(3)  # <fim_hole>
+    assert least <= record.suffix_first <= most
 
 
 def test_the_rate_is_that_of_training_documents_whatever_is_held_out(texts: list[Document], tmp_path: Path) -> None:

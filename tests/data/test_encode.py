@@ -134,6 +134,6 @@ def test_the_suffix_comes_before_the_prefix_as_if_the_answer_began_with_it() -> 
     prefix, middle, suffix = (np.array(each) for each in ([11, 12], [21], [31, 32, 33]))
     marks = FimIds(2, 3, 4)
     assert arrange(prefix, middle, suffix, marks).tolist() == [2, 11, 12, 3, 31, 32, 33, 4, 21]
-    found = arrange(prefix, middle, suffix, marks, suffix_first=True).tolist()
+    found = arrange(prefix, middle, suffix, marks, "spm").tolist()
     assert found == [2, 3, 31, 32, 33, 4, 11, 12, 21]
     assert found == arrange(prefix[:0], np.concatenate((prefix, middle)), suffix, marks).tolist()

@@ -151,7 +151,7 @@ def test_prompts_of_infills_in_both_orders(special: bool, byte_level_backend: to
     backend = tokenizers.Tokenizer.from_str(byte_level_backend.to_str())
     backend.add_tokens([tokenizers.AddedToken(each, special=special) for each in FIM_TOKENS])
     bos = backend.token_to_id("<|bos|>")
-    found = Tokenizer(backend, bos_token_id=bos, eos_token_ids=(2,), chat_template=None, add_bos_token=True)
+    found = Tokenizer(backend, bos_token_id=bos, eos_token_ids=(2,), chat_template=None, add_bos_token=False)
     begin, hole, end = map(backend.token_to_id, FIM_TOKENS)
     before, after = found.encode_part("def f(x):\n  "), found.encode_part("\n  return y")
     assert found.encode_infill("def f(x):\n  ", "\n  return y") == [bos, begin, *before, hole, *after, end]

@@ -111,11 +111,11 @@ def test_tensorboard_reads_back_each_step_once_after_a_resume(tmp_path: Path) ->
         board = TensorBoard(tmp_path, resumed)
         for step in steps:
             board.step(replace(FIRST, step=step, loss=float(step + 100 * resumed)))
-        board.evaluation(Evaluation(steps[-1], 1, 2.5, {"web": 2.0}, 0.25))
+        board.evaluation(Evaluation(steps[-1], 1, 2.5, {"web": 2.0}, 0.25, 0.5))
         board.close()
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(each.step, each.value) for each in found.Scalars("loss/total")] == [
         (1, 1.0), (2, 2.0), (3, 3.0), (4, 304.0), (5, 305.0), (6, 306.0),
     ]  # fmt: skip
     assert found.Scalars("load_max/0")[-1].value == 2.0
-    assert found.Scalars("fim/exact")[-1].value == 0.25
+    assert (found.Scalars("fim/exact")[-1].value, found.Scalars("fim/exact_spm")[-1].value) == (0.25, 0.5)

@@ -39,6 +39,8 @@ def test_a_line_holds_what_one_asks_of_a_log() -> None:
                  "left 1:02:05", "busiest expert 2.00x the mean"):  # fmt: skip
         assert part in text
     assert "\n" not in text
+    tried = line(replace(STEP, fim_exact=0.25, fim_exact_spm=0.5))
+    assert "infills exact 25.0%" in tried and "infills exact, suffix first 50.0%" in tried
     bare = line(replace(STEP, mfu=None, bits_per_byte=None, cost_usd=None, left_s=None, load_LE=()))
     assert "MFU" not in bare and "$" not in bare and "expert" not in bare
 

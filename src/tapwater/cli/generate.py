@@ -34,7 +34,8 @@ def generate(
 ) -> None:
     """Continue a text, or write what is missing within one.
 
-    The text is taken as it stands, no chat template is put around it. Only what is written goes to stdout.
+    The text is taken as it stands, no chat template is put around it; around a hole control strings in it are ordinary
+    text. Only what is written goes to stdout.
 
     Parameters
     ----------
@@ -44,6 +45,7 @@ def generate(
         The text to continue, or - to read it from standard input.
     suffix
         The text after a hole that begins where the prompt ends: the hole is filled, by a model that learned it.
+        Always the text itself, - too.
     suffix_first
         Show the suffix before the prompt, to a model that learned it so (`fim.spm_share`).
     max_tokens

@@ -155,9 +155,9 @@ class FimSection:
     rate: float = 0.1  # share of documents; V3: 0.1, DeepSeek-Coder-V2-Lite: 0.5
     # longer ones become parts, so that a row can hold prefix, suffix and middle; None: whole
     part_chars: int | None = None
-    part_chars_least: int | None = None  # lengths of parts are drawn from here to part_chars; None: all part_chars
-    short_share: float = 0.0  # of those, the share cut around lines or words, as editors ask; others: anywhere
-    spm_share: float = 0.0  # of those, the share with the suffix before the prefix
+    part_chars_least: int | None = None  # the most characters of a part are drawn from here to part_chars; None: not
+    short_share: float = 0.0  # of the rearranged, the share cut around lines or words, as editors ask; others: anywhere
+    spm_share: float = 0.0  # of the rearranged, the share with the suffix before the prefix
 
     def __post_init__(self) -> None:
         _share(self, "rate")
@@ -165,10 +165,12 @@ class FimSection:
         _share(self, "spm_share")
         if self.part_chars is not None and self.part_chars < 1:
             raise ConfigError(f"part_chars must be at least 1, got {self.part_chars}")
-        if self.part_chars_least is not None and not 1 <= self.part_chars_least <= (self.part_chars or 0):
-            raise ConfigError(
-                f"part_chars_least must be between 1 and part_chars ({self.part_chars}), got {self.part_chars_least}"
-            )
+        if self.part_chars_least is not None:
+            if self.part_chars is None:
+                raise ConfigError("part_chars_least needs part_chars, the most characters of any part")
+            if not 1 <= self.part_chars_least <= self.part_chars:
+                most, least = self.part_chars, self.part_chars_least
+                raise ConfigError(f"part_chars_least must be between 1 and part_chars ({most}), got {least}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from tapwater.config.corpus import CorpusConfig
 from tapwater.data.clean import Cleaned, clean, room
 from tapwater.data.document import Document
 from tapwater.data.encode import Encoder, ToEncode
-from tapwater.data.fim import is_chosen, is_suffix_first, part_lengths, parts_of
+from tapwater.data.fim import Order, is_chosen, part_lengths, parts_of
 from tapwater.data.lock import NAME as LOCK
 from tapwater.data.lock import locked
 from tapwater.data.manifest import (
@@ -157,7 +158,7 @@ def _write_shards(
     records = {each.name: SourceRecord(each.name, SplitRecord(), SplitRecord()) for each in config.sources}
     num_documents = num_bytes = 0
     for source, documents in groupby(cleaned, key=lambda each: each.source):
-        infilling = suffix_first = 0
+        orders: Counter[Order | None] = Counter()
         with ExitStack() as stack:
             writers = {
                 split: stack.enter_context(
@@ -166,12 +167,12 @@ def _write_shards(
                 for split in SPLITS
             }
             for batch in _batches(documents):
-                counted = _write(batch, config, rates[source], encoder, writers)
-                infilling, suffix_first = infilling + counted[0], suffix_first + counted[1]
+                orders.update(_write(batch, config, rates[source], encoder, writers))
                 num_documents += len(batch)
                 num_bytes += sum(each.num_bytes for each in batch)
                 progress("encoding", num_documents, num_bytes)
         train, heldout = (writers[split].record for split in SPLITS)
+        infilling, suffix_first = orders["psm"] + orders["spm"], orders["spm"]
         records[source] = replace(
             records[source], train=train, heldout=heldout, infilling=infilling, suffix_first=suffix_first
         )
@@ -180,21 +181,17 @@ def _write_shards(
 
 def _write(
     batch: Sequence[Document], config: CorpusConfig, rate: float, encoder: Encoder, writers: Mapping[Split, ShardWriter]
-) -> tuple[int, int]:
-    """Encode documents of one source into their splits; how many were rearranged, and of these with the suffix first.
-
-    Held-out ones never are.
-    """
+) -> list[Order | None]:
+    """Encode documents of one source into their splits; the order of each. Held-out ones are never rearranged."""
     keys = [key_of(each) for each in batch]
     splits = [split_of(key, config.heldout.share, config.seed) for key in keys]
     asked: list[tuple[Split, ToEncode]] = []
     for each, key, split in zip(batch, keys, splits, strict=True):
         asked += [(split, part) for part in _parts(each.text, key, rate if split == "train" else 0.0, config)]
-    encoded = encoder.encode([part for _, part in asked], config.seed, config.fim)
+    encoded = encoder.encode([part for _, part in asked], config.seed, config.fim.short_share, config.fim.spm_share)
     for (split, part), (tokens, _) in zip(asked, encoded, strict=True):
         writers[split].add(tokens, len(part.text.encode()))
-    keys = [part.key for (_, part), (_, rearranged) in zip(asked, encoded, strict=True) if rearranged]
-    return len(keys), sum(is_suffix_first(key, config.fim.spm_share, config.seed) for key in keys)
+    return [order for _, order in encoded]
 
 
 def _parts(text: str, key: int, rate: float, config: CorpusConfig) -> list[ToEncode]:

@@ -11,13 +11,10 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from tapwater.config.corpus import FimSection
-from tapwater.data.fim import FimIds, Ids, arrange, is_chosen, is_suffix_first, split_text
+from tapwater.data.fim import FimIds, Ids, Order, arrange, is_chosen, order_of, split_text
 from tapwater.errors import DataError
 from tapwater.text.control import FIM_TOKENS
 from tapwater.text.files import TokenizerFiles, read_tokenizer_files
-
-PLAIN = FimSection(rate=0.0)
 
 
 class Backend(Protocol):
@@ -91,29 +88,26 @@ class Encoder:
         return cls(backend, files.bos_token_id, files.eos_token_ids[0], fim, size)
 
     def encode(
-        self, documents: Sequence[ToEncode], seed: int, fim: FimSection = PLAIN
-    ) -> list[tuple[NDArray[np.int64], bool]]:
-        """`BOS .. EOS` of each document, and whether it was rearranged; the draws depend on `key` and `seed` alone.
+        self, documents: Sequence[ToEncode], seed: int, short_share: float = 0.0, spm_share: float = 0.0
+    ) -> list[tuple[NDArray[np.int64], Order | None]]:
+        """`BOS .. EOS` of each document and its order, None as it stands; draws depend on `key` and `seed` alone.
 
-        `fim` has the shares among the rearranged; how many are is said by each document.
-
+        Shares are of the rearranged documents: those with short middles, and those with the suffix first.
         DataError when one is to be rearranged and the tokenizer has no marks for it.
         """
         parts: list[str] = []
-        counts: list[int] = []
+        orders: list[Order | None] = []
         for each in documents:
             rearranged = is_chosen(each.key, each.fim_rate, seed)
-            pieces = split_text(each.text, each.key, seed, fim.short_share) if rearranged else (each.text,)
-            parts += pieces
-            counts.append(len(pieces))
+            parts += split_text(each.text, each.key, seed, short_share) if rearranged else (each.text,)
+            orders.append(order_of(each.key, spm_share, seed) if rearranged else None)
         encoded = iter(self.backend.encode(parts))
-        found: list[tuple[NDArray[np.int64], bool]] = []
-        for each, count in zip(documents, counts, strict=True):
+        found: list[tuple[NDArray[np.int64], Order | None]] = []
+        for order in orders:
             body = next(encoded)
-            if count > 1:
-                suffix_first = is_suffix_first(each.key, fim.spm_share, seed)
-                body = arrange(body, next(encoded), next(encoded), self._marks(), suffix_first)
-            found.append((np.concatenate(([self.bos_token_id], body, [self.eos_token_id])).astype(np.int64), count > 1))
+            if order is not None:
+                body = arrange(body, next(encoded), next(encoded), self._marks(), order)
+            found.append((np.concatenate(([self.bos_token_id], body, [self.eos_token_id])).astype(np.int64), order))
         return found
 
     def _marks(self) -> FimIds:

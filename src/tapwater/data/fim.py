@@ -21,9 +21,10 @@ rearranged documents are cut as it asks.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from tapwater.data.permutation import hashed
 
 Ids = NDArray[np.integer]
+Order = Literal["psm", "spm"]
 
 # Draws of one document that are independent of each other, and of those of build.py, which are 1 and 2.
 _CUTS, _SHORT, _ORDER, _LENGTHS, _CHOSEN = 12, 13, 14, 15, 16
@@ -52,9 +54,9 @@ def is_chosen(key: int, rate: float, seed: int) -> bool:
     return hashed(seed, _CHOSEN, key) < rate * 2**64
 
 
-def is_suffix_first(key: int, share: float, seed: int) -> bool:
-    """Whether the rearranged document of `key` is among the share that has its suffix before its prefix."""
-    return hashed(seed, _ORDER, key) < share * 2**64
+def order_of(key: int, spm_share: float, seed: int) -> Order:
+    """The order of the rearranged document of `key`: of the share `spm_share` the suffix comes before the prefix."""
+    return "spm" if hashed(seed, _ORDER, key) < spm_share * 2**64 else "psm"
 
 
 def split_text(text: str, key: int, seed: int, short_share: float = 0.0) -> tuple[str, str, str]:
@@ -92,15 +94,17 @@ def _after_space(text: str, place: int) -> int:
 
 
 def part_lengths(key: int, least: int, most: int, seed: int) -> Iterator[int]:
-    """Most characters of each part of the document of `key`: as many from 100 to 200 as from 200 to 400."""
+    """The most characters of each part of the document of `key`, without end: their logarithms are spread evenly."""
     for number in count():
         yield round(least * (most / least) ** (hashed(seed, _LENGTHS, key, number) / 2**64))
 
 
-def parts_of(text: str, most_chars: Iterable[int]) -> list[str]:
-    """The text cut at line ends into parts, each of at most its number of characters; a longer line is a part."""
+def parts_of(text: str, limits: Iterator[int]) -> list[str]:
+    """The text cut at line ends into parts, each of at most its limit of characters; a longer line is a part.
+
+    There must be a limit for every part.
+    """
     parts: list[str] = []
-    limits = iter(most_chars)
     limit = 0
     for line in text.splitlines(keepends=True):
         if parts and len(parts[-1]) + len(line) <= limit:
@@ -111,8 +115,8 @@ def parts_of(text: str, most_chars: Iterable[int]) -> list[str]:
     return parts
 
 
-def arrange(prefix: Ids, middle: Ids, suffix: Ids, marks: FimIds, suffix_first: bool = False) -> Ids:
+def arrange(prefix: Ids, middle: Ids, suffix: Ids, marks: FimIds, order: Order = "psm") -> Ids:
     """The tokens between BOS and EOS of a rearranged document."""
-    if suffix_first:
+    if order == "spm":
         return np.concatenate(([marks.begin, marks.hole], suffix, [marks.end], prefix, middle)).astype(np.int64)
     return np.concatenate(([marks.begin], prefix, [marks.hole], suffix, [marks.end], middle)).astype(np.int64)

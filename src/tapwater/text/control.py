@@ -20,7 +20,7 @@ import tokenizers
 from tapwater.errors import RequestError
 from tapwater.text.chat import Message
 
-# The marks of fill-in-the-middle, as DeepSeek spells them: before the prefix, where the hole is, before the answer.
+# The marks of fill-in-the-middle, as DeepSeek spells them: begin, hole, end. Where they stand: `tapwater.data.fim`.
 FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 MARK = "\ufdd0"  # a Unicode noncharacter: never in text meant for interchange
 

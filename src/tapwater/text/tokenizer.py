@@ -98,7 +98,8 @@ class Tokenizer:
     def encode_infill(self, prefix: str, suffix: str, *, suffix_first: bool = False) -> list[int]:
         """The prompt whose answer stands between two texts, prefix first (PSM) or suffix first (SPM).
 
-        Control strings in the texts are ordinary text. Raises `RequestError` for a vocabulary without the three marks.
+        BOS is first if there is one, as in training. Control strings in the texts are ordinary text. Raises
+        `RequestError` for a vocabulary without the three marks.
         """
         begin, hole, end = (self.token_id(mark) for mark in FIM_TOKENS)
         if begin is None or hole is None or end is None:
@@ -111,7 +112,8 @@ class Tokenizer:
             for text in (prefix, suffix)
         )
         body = [hole, *after, end, *before] if suffix_first else [*before, hole, *after, end]
-        return [*self.encode(""), begin, *body]
+        bos = [] if self.bos_token_id is None else [self.bos_token_id]
+        return [*bos, begin, *body]
 
     def token_id(self, token: str) -> int | None:
         """The id of one token of the vocabulary, special ones too; None for what is none."""

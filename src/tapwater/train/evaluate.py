@@ -17,7 +17,7 @@ MOST_WORDS = 4  # of a span, where a text has no line to take out
 
 @dataclass(frozen=True)
 class Marks:
-    """Token ids around the parts of a rearranged document, `BOS begin prefix hole suffix end middle EOS`."""
+    """Token ids around the parts of a rearranged document; their orders: `tapwater.data.fim`."""
 
     bos: int
     eos: int

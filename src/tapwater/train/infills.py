@@ -4,18 +4,17 @@ from tapwater.config import PretrainConfig
 from tapwater.data.corpus import Corpus
 from tapwater.errors import ConfigError
 from tapwater.model import Transformer
-from tapwater.parallel import World
 from tapwater.text import FIM_TOKENS, Tokenizer
 from tapwater.train.evaluate import Marks, Problem, exact_share, infill_problems, original_text
 from tapwater.train.greedy import generate
 
-SEED = 0  # the problems are the same for every run on a corpus, so that runs compare
+SEED = 0  # the same corpus and lengths make the same problems, so that runs compare
 
 
 class Infills:
     """`evaluation.fim_documents` problems, made once; ConfigError where a model or a corpus cannot have them."""
 
-    def __init__(self, model: Transformer, corpus: Corpus, world: World, config: PretrainConfig) -> None:
+    def __init__(self, model: Transformer, corpus: Corpus, config: PretrainConfig) -> None:
         self._model, self._config = model, config
         self._problems: list[Problem] = []
         wanted = config.evaluation.fim_documents
@@ -47,7 +46,8 @@ class Infills:
     def exact_shares(self) -> tuple[float | None, float | None]:
         """The shares the model gets exactly right with the prefix first and with the suffix first.
 
-        None when none are asked for, or the corpus has no document in that order. Every process calls it.
+        None where no infills are asked for; the second also where the corpus has no document with the suffix first.
+        Every process calls it.
         """
         if not self._problems:
             return None, None

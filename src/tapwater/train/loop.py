@@ -74,7 +74,7 @@ class Run:
         self.store = Store(self.directory / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.keep_best)
         self.saves = Saves(self.store, self.step, world, config)
         self.scorer = Scorer(self.model, self.step.pipeline, world, config)
-        self.infills = Infills(self.model, corpus, world, config)
+        self.infills = Infills(self.model, corpus, config)
 
         kind = torch.float32 if self.precision == "float32" else torch.bfloat16
         peak = matmul_peak(kind, config.model, config.batch.micro_sequences * config.data.sequence_length)

@@ -158,7 +158,7 @@ def _facts(progress: Progress) -> list[tuple[str, str]]:
     if progress.fim_exact is not None:
         facts.append(("infills exact", f"{progress.fim_exact:.1%}"))
     if progress.fim_exact_spm is not None:
-        facts.append(("suffix first", f"{progress.fim_exact_spm:.1%}"))
+        facts.append(("infills exact, suffix first", f"{progress.fim_exact_spm:.1%}"))
     facts += [("lr", f"{progress.lr:.3g}"), ("grad norm", f"{progress.grad_norm:.3g}")]
     speed = f"{progress.tokens_per_s:,.0f}"
     facts += [("tokens", f"{progress.tokens:,}"), ("tokens/s", speed)]
