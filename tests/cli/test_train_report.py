@@ -10,7 +10,7 @@ import pytest
 
 from tapwater.cli.train_report import write_training_report
 from tapwater.errors import TrainingError
-from tapwater.train.metrics import Evaluation, MetricsLog, StepMetrics
+from tapwater.train.metrics import Evaluation, Filled, MetricsLog, StepMetrics
 
 FIRST = StepMetrics(
     step=1, loss=5.25, ce=5.0, expert_loss=0.003, device_loss=0.0, communication_loss=0.0, mtp_loss=None, lr=1e-4,
@@ -19,12 +19,16 @@ FIRST = StepMetrics(
 )  # fmt: skip
 
 
+BEFORE = "line 1\nline 2\nline 3\n    line 4\n"
+
+
 def write(run: Path, steps: int, first: StepMetrics = FIRST) -> None:
     with MetricsLog(run, 0) as log:
         for step in range(1, steps + 1):
             log.step(replace(first, step=step, tokens=4096 * step, loss=5 / step, cost_usd=Decimal(step) / 1000))
             if step % 20 == 0:
-                log.evaluation(Evaluation(step, 4096 * step, 2.5, {"web<script>": 2.0, "code": 3.0}, 0.25, 0.75))
+                evaluation = Evaluation(step, 4096 * step, 2.5, {"web<script>": 2.0, "code": 3.0}, 0.25, 0.75)
+                log.evaluation(evaluation, [Filled(BEFORE, f"    b = {step}", "\nend\n", "<b>", "    b\n    c")])
 
 
 class Whole(HTMLParser):
@@ -62,8 +66,10 @@ def test_the_page_tells_losses_experts_baselines_and_cost(tmp_path: Path) -> Non
     for part in ("first run", "60 steps, 245,760 tokens", "$0.0600", "$0.2441", "infills exact", "25.0%", "+0.500",
                  "infills exact, suffix first", "75.0%",
                  "minimised from 5 to 0.08333", "web&lt;script&gt;", "load of each expert of layer 0", "at most 2.00",
-                 "Dead at the end: 1.", "data:image/png"):  # fmt: skip
+                 "Dead at the end: 1.", "data:image/png",
+                 "<td>    b = 60</td><td>end</td><td>&lt;b&gt;</td>", "line 2\nline 3\n    line 4</th>"):  # fmt: skip
         assert part in text, part
+    assert "line 1" not in text and "b = 40" not in text
     assert "tokens ahead" not in text and "devices from" not in text
 
 
@@ -81,6 +87,7 @@ def test_a_short_dense_run_has_a_page_too(tmp_path: Path) -> None:
     text = write_training_report(tmp_path, None).read_text()
     Whole(text)
     assert "A dense model" in text and "Nothing was evaluated" in text
+    assert "Infills" not in text
 
 
 def test_a_run_without_a_step_is_refused(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_problems_fit_and_hide_the_middle() -> None:
     hole = cut.index(3)
     assert decode(cut[2:hole]).endswith("a\n") and decode(cut[hole + 1 : -1]).startswith("\nb")
     assert infill_problems(texts, 3, encode, MARKS, 32, 128) == problems
+    assert not infill_problems([CODE], 3, lambda text: [3, *encode(text)], MARKS, 32, 128)  # its text has a mark
     with pytest.raises(ConfigError, match="no room for a prompt"):
         infill_problems(texts, 3, encode, MARKS, 32, 37)
 

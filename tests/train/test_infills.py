@@ -14,7 +14,7 @@ from tapwater.errors import ConfigError
 from tapwater.model import Transformer
 from tapwater.text import Tokenizer
 from tapwater.train import infills
-from tapwater.train.infills import Infills
+from tapwater.train.infills import Infills, Tried
 from training import make_config
 
 HOLE, END = 3, 4
@@ -59,36 +59,60 @@ class Answers:
         return self.tokenizer.encode_part(middle if order in self.right else "wrong")
 
 
-def shares(path: Path, monkeypatch: pytest.MonkeyPatch, spm_share: float, right: set[str], **evaluation: Any):
+def tried(
+    path: Path, monkeypatch: pytest.MonkeyPatch, spm_share: float, right: set[str], **evaluation: Any
+) -> tuple[Tried, list[list[int]]]:
     corpus = make_corpus(path, spm_share)
     answers = Answers(corpus, right)
     monkeypatch.setattr(infills, "generate", answers.generate)
     settings = {"fim_documents": 5, **evaluation}
     model = {"max_position_embeddings": 1024, "vocab_size": 512}
     config = make_config(corpus, path / "run", model=model, data={"sequence_length": 1024}, evaluation=settings)
-    return Infills(MODEL, corpus, config).exact_shares(), answers.prompts
+    return Infills(MODEL, corpus, config).try_all(), answers.prompts
 
 
 @pytest.mark.parametrize(("right", "expected"), [({"psm"}, (1.0, 0.0)), ({"spm"}, (0.0, 1.0))])
 def test_each_order_has_its_share(
     right: set[str], expected: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, prompts = shares(tmp_path, monkeypatch, 0.5, right)
-    assert found == expected and len(prompts) == 10
+    found, prompts = tried(tmp_path, monkeypatch, 0.5, right)
+    assert (found.exact, found.exact_spm) == expected and len(prompts) == 10
+    for each in found.filled:
+        assert each.wrote == (each.wanted if "psm" in right else "wrong")
+        assert each.wrote_spm == (each.wanted if "spm" in right else "wrong")
+
+
+def test_answers_are_kept_with_the_text_around_their_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = tried(tmp_path, monkeypatch, 0.5, set())
+    texts = [path.read_text().strip() for path in (tmp_path / "raw").iterdir()]
+    assert len(found.filled) == 5
+    for each in found.filled:
+        assert (each.before + each.wanted + each.after).strip() in texts and each.before and each.after
 
 
 def test_an_order_the_corpus_has_not_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, prompts = shares(tmp_path, monkeypatch, 0.0, {"psm"})
-    assert found == (1.0, None) and len(prompts) == 5 and all(each[2] != HOLE for each in prompts)
+    found, prompts = tried(tmp_path, monkeypatch, 0.0, {"psm"})
+    assert (found.exact, found.exact_spm) == (1.0, None) and {each.wrote_spm for each in found.filled} == {None}
+    assert len(prompts) == 5 and all(each[2] != HOLE for each in prompts)
 
 
 def test_prompts_are_as_long_as_the_context_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, long = shares(tmp_path / "long", monkeypatch, 0.5, {"psm"}, fim_max_tokens=40)
-    found, short = shares(tmp_path / "short", monkeypatch, 0.5, {"psm"}, fim_max_tokens=40, fim_context=80)
-    assert found == (1.0, 0.0)
+    _, long = tried(tmp_path / "long", monkeypatch, 0.5, {"psm"}, fim_max_tokens=40)
+    found, short = tried(tmp_path / "short", monkeypatch, 0.5, {"psm"}, fim_max_tokens=40, fim_context=80)
+    assert (found.exact, found.exact_spm) == (1.0, 0.0)
     assert {len(each) for each in short} == {40} and min(map(len, long)) > 80
+
+
+def test_none_are_tried_where_none_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, prompts = tried(tmp_path, monkeypatch, 0.5, {"psm"}, fim_documents=0)
+    assert found == Tried(None, None, ()) and not prompts
+
+
+def test_middles_that_are_all_too_long_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="of at most fim_max_tokens 1 tokens to take out"):
+        tried(tmp_path, monkeypatch, 0.5, {"psm"}, fim_max_tokens=1)
 
 
 def test_a_context_beyond_a_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"fim_context 1025 is longer than a row, data\.sequence_length 1024"):
-        shares(tmp_path, monkeypatch, 0.5, {"psm"}, fim_context=1025)
+        tried(tmp_path, monkeypatch, 0.5, {"psm"}, fim_context=1025)

@@ -1,7 +1,7 @@
 """The files of a run's metrics: exact through interruptions, and readable by others."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from decimal import Decimal
 from math import inf, nan
 from pathlib import Path
@@ -10,7 +10,15 @@ import pytest
 
 from tapwater.errors import TrainingError
 from tapwater.train import metrics as module
-from tapwater.train.metrics import Evaluation, LoadSummary, MetricsLog, StepMetrics, read_evaluations, read_steps
+from tapwater.train.metrics import (
+    Evaluation,
+    Filled,
+    LoadSummary,
+    MetricsLog,
+    StepMetrics,
+    read_evaluations,
+    read_steps,
+)
 from tapwater.train.tensorboard import TensorBoard
 
 FIRST = StepMetrics(
@@ -33,12 +41,15 @@ FIRST = StepMetrics(
 )
 
 
+FILLED = Filled("a = 1\n", "b = 2", "\nc = 3\n", "b = 1\n```", None)
+
+
 def write(directory: Path, resumed: int, steps: range) -> None:
     with MetricsLog(directory, resumed) as log:
         for step in steps:
             log.step(replace(FIRST, step=step))
             if step % 10 == 0:
-                log.evaluation(Evaluation(step, 4096 * step, 2.5, {"web": 2.0, "code": 3.0}))
+                log.evaluation(Evaluation(step, 4096 * step, 2.5, {"web": 2.0, "code": 3.0}), [FILLED])
 
 
 def test_a_line_holds_every_number_and_the_load_of_every_layer(tmp_path: Path) -> None:
@@ -66,7 +77,9 @@ def test_resuming_leaves_every_step_once(tmp_path: Path) -> None:
     write(tmp_path, 0, range(1, 46))
     write(tmp_path, 30, range(31, 51))
     assert [line["step"] for line in read_steps(tmp_path)] == list(range(1, 51))
-    assert [line["step"] for line in read_evaluations(tmp_path)] == [10, 20, 30, 40, 50]
+    evaluations = read_evaluations(tmp_path)
+    assert [line["step"] for line in evaluations] == [10, 20, 30, 40, 50]
+    assert evaluations[-1]["infills"] == [asdict(FILLED)]
 
 
 def test_an_unfinished_last_line_is_cut_off(tmp_path: Path) -> None:
@@ -111,7 +124,7 @@ def test_tensorboard_reads_back_each_step_once_after_a_resume(tmp_path: Path) ->
         board = TensorBoard(tmp_path, resumed)
         for step in steps:
             board.step(replace(FIRST, step=step, loss=float(step + 100 * resumed)))
-        board.evaluation(Evaluation(steps[-1], 1, 2.5, {"web": 2.0}, 0.25, 0.5))
+        board.evaluation(Evaluation(steps[-1], 1, 2.5, {"web": 2.0}, 0.25, 0.5), [FILLED])
         board.close()
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(each.step, each.value) for each in found.Scalars("loss/total")] == [
@@ -119,3 +132,6 @@ def test_tensorboard_reads_back_each_step_once_after_a_resume(tmp_path: Path) ->
     ]  # fmt: skip
     assert found.Scalars("load_max/0")[-1].value == 2.0
     assert (found.Scalars("fim/exact")[-1].value, found.Scalars("fim/exact_spm")[-1].value) == (0.25, 0.5)
+    shown = found.Tensors("fim/infills/text_summary")[-1]
+    assert shown.step == 6
+    assert shown.tensor_proto.string_val[0].decode() == "wanted:\n\n    b = 2\n\nwrote:\n\n    b = 1\n    ```\n"

@@ -15,6 +15,7 @@ from tapwater.train.metrics import read_evaluations, read_steps
 POINTS = 600  # of a curve; more are averaged
 HEATED_LAYERS = 12  # a heat map each; of more layers those with the most uneven load
 DEAD_SHOWN = 40
+LINES_SHOWN = 3  # on either side of a hole
 
 
 def write_training_report(run: Path, corpus: Path | None) -> Path:
@@ -50,6 +51,7 @@ def training_report(
             _summary(steps, evaluations, spent),
             _losses(steps),
             _heldout(evaluations, baselines),
+            _infills(evaluations[-1].get("infills", ()) if evaluations else ()),
             _routing(steps),
             _speed(steps),
         ),
@@ -105,6 +107,27 @@ def _heldout(evaluations: Sequence[health.Line], baselines: Mapping[str, Mapping
     compared = "Bits per byte at the last evaluation, against simple models on the same held-out text"
     body += grid(header, rows, 4, compared) if rows else "<p>The corpus has no baselines of these sources.</p>"
     return section("Held-out text", body)
+
+
+def _infills(filled: Sequence[Mapping[str, str | None]]) -> str:
+    """What the model wrote at the last evaluation; nothing where none were tried."""
+    if not filled:
+        return ""
+    header = ["before the hole", "stood there", "after it", "the model wrote"]
+    rows = [[_near(each["before"], -1), each["wanted"], _near(each["after"], 1), each["wrote"]] for each in filled]
+    if filled[0]["wrote_spm"] is not None:
+        header.append("with the suffix first")
+        for row, each in zip(rows, filled, strict=True):
+            row.append(each["wrote_spm"])
+    shown = [[(cell or "").strip("\n") for cell in row] for row in rows]
+    named = f"Of the last evaluation, the likeliest token each time; the {LINES_SHOWN} nearest lines are shown"
+    return section("Infills", f'<div class="code">{grid(header, shown, 0, named)}</div>')
+
+
+def _near(text: str | None, side: int) -> str:
+    """The lines of a text that are nearest to the hole before (-1) or after it (1)."""
+    lines = (text or "").strip("\n").split("\n")
+    return "\n".join(lines[:LINES_SHOWN] if side > 0 else lines[-LINES_SHOWN:])
 
 
 def _routing(steps: Sequence[health.Line]) -> str:

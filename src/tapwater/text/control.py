@@ -45,7 +45,7 @@ class ControlStrings:
 
     def mark_text(self, text: str) -> str:
         """The same of a text that is no message."""
-        return _mark_text(text, self._elsewhere)
+        return _mark_text(text, self._elsewhere, param=None)
 
     def split(self, prompt: str) -> list[str]:
         """Cut a rendered prompt into the parts to encode one by one."""
@@ -75,7 +75,7 @@ def _mark_value(value: object, starts: re.Pattern[str]) -> object:
     return value
 
 
-def _mark_text(text: str, starts: re.Pattern[str]) -> str:
+def _mark_text(text: str, starts: re.Pattern[str], param: str | None = "messages") -> str:
     if MARK in text:
-        raise RequestError("The text holds U+FDD0, which is no character; remove it", param="messages")
+        raise RequestError("The text holds U+FDD0, which is no character; remove it", param=param)
     return starts.sub(lambda match: match[0] + MARK, text)

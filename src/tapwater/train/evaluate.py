@@ -25,6 +25,9 @@ class Marks:
     hole: int
     end: int
 
+    def are_in(self, tokens: Sequence[int]) -> bool:
+        return not {self.bos, self.eos, self.begin, self.hole, self.end}.isdisjoint(tokens)
+
 
 @dataclass(frozen=True)
 class Infill:
@@ -122,6 +125,8 @@ def infill_problems(
             continue
         suffix = list(encode(infill.suffix))
         prefix = list(encode(infill.prefix))
+        if marks.are_in(prefix) or marks.are_in(suffix):  # a text about them: to corpora they are words, here tokens
+            continue
         kept_before = max(2 * room // 3, room - len(suffix))
         prefix = prefix[max(0, len(prefix) - kept_before) :]
         suffix = suffix[: room - len(prefix)]

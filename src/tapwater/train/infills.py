@@ -1,5 +1,7 @@
 """Infills tried while training: of held-out documents of the sources that training rearranges."""
 
+from dataclasses import dataclass
+
 from tapwater.config import PretrainConfig
 from tapwater.data.corpus import Corpus
 from tapwater.errors import ConfigError
@@ -7,8 +9,23 @@ from tapwater.model import Transformer
 from tapwater.text import FIM_TOKENS, Tokenizer
 from tapwater.train.evaluate import Marks, Problem, exact_share, infill_problems, original_text
 from tapwater.train.greedy import generate
+from tapwater.train.metrics import Filled
 
+Answers = list[list[int]]
 SEED = 0  # the same corpus and lengths make the same problems, so that runs compare
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The shares that were exactly right, prefix first and suffix first, and every answer.
+
+    A share is None where no infills are asked for; the second also where the corpus has no document with the suffix
+    first.
+    """
+
+    exact: float | None = None
+    exact_spm: float | None = None
+    filled: tuple[Filled, ...] = ()
 
 
 class Infills:
@@ -29,7 +46,7 @@ class Infills:
         if not sources or None in parts:
             raise ConfigError(f"evaluation: no source of {corpus.path} has fill-in-the-middle; set fim_documents to 0")
         marks = Marks(manifest.bos_token_id, manifest.eos_token_id, *(each for each in parts if each is not None))
-        self._eos = marks.eos
+        self._marks = marks
         texts = (
             original_text(corpus.document("heldout", name, number).tolist(), self._tokenizer.decode, marks)
             for name in sources
@@ -42,18 +59,30 @@ class Infills:
             raise ConfigError(f"evaluation: fim_context {size} is longer than a row, data.sequence_length {row}")
         most = config.evaluation.fim_max_tokens
         self._problems = infill_problems(texts, SEED, self._tokenizer.encode_part, marks, most, size)[:wanted]
-
-    def exact_shares(self) -> tuple[float | None, float | None]:
-        """The shares the model gets exactly right with the prefix first and with the suffix first.
-
-        None where no infills are asked for; the second also where the corpus has no document with the suffix first.
-        Every process calls it.
-        """
         if not self._problems:
-            return None, None
-        psm = self._share([problem.prompt for problem in self._problems])
-        return psm, self._share([each.prompt_spm for each in self._problems]) if self._suffix_first else None
+            raise ConfigError(
+                f"evaluation: no held-out document of {corpus.path} has a line or words of at most fim_max_tokens "
+                f"{most} tokens to take out; raise it, or set fim_documents to 0"
+            )
 
-    def _share(self, prompts: list[list[int]]) -> float:
-        answers = generate(self._model, prompts, self._config.evaluation.fim_max_tokens + 1, self._eos)
-        return exact_share(self._problems, answers, self._tokenizer.decode)
+    def try_all(self) -> Tried:
+        """What the model writes now; every process calls it."""
+        problems = self._problems
+        if not problems:
+            return Tried()
+        decode = self._tokenizer.decode
+        psm = self._answers([each.prompt for each in problems])
+        spm = self._answers([each.prompt_spm for each in problems]) if self._suffix_first else None
+        filled = tuple(self._filled(*each) for each in zip(problems, psm, spm or [None] * len(psm), strict=True))
+        exact_spm = None if spm is None else exact_share(problems, spm, decode)
+        return Tried(exact_share(problems, psm, decode), exact_spm, filled)
+
+    def _answers(self, prompts: Answers) -> Answers:
+        return generate(self._model, prompts, self._config.evaluation.fim_max_tokens + 1, self._marks.eos)
+
+    def _filled(self, problem: Problem, answer: list[int], answer_spm: list[int] | None) -> Filled:
+        decode, prompt = self._tokenizer.decode, problem.prompt
+        begin, hole = prompt.index(self._marks.begin), prompt.index(self._marks.hole)
+        before, after = decode(prompt[begin + 1 : hole]), decode(prompt[hole + 1 : -1])
+        spm = None if answer_spm is None else decode(answer_spm)
+        return Filled(before, problem.middle, after, decode(answer), spm)

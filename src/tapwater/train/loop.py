@@ -186,8 +186,9 @@ class Run:
     def _evaluate(self, record: Record, sequences: int | None) -> bool:
         """Whether held-out text gave a finite number."""
         sums = self.scorer.score(self.corpus, sequences)
-        self.evaluated = evaluation(self.number, self.tokens, sums, *self.infills.exact_shares())
-        record.evaluation(self.evaluated)
+        tried = self.infills.try_all()
+        self.evaluated = evaluation(self.number, self.tokens, sums, tried.exact, tried.exact_spm)
+        record.evaluation(self.evaluated, tried.filled)
         return isfinite(self.evaluated.bits_per_byte)
 
     def _evaluate_all(self, record: Record) -> None:

@@ -53,6 +53,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Filled:
+    """A hole in held-out text as a model saw it, what stood there, and what the model wrote."""
+
+    before: str
+    wanted: str
+    after: str
+    wrote: str
+    wrote_spm: str | None  # with the suffix before the prefix; None: not tried
+
+
+@dataclass(frozen=True)
 class LoadSummary:
     """How even one layer's experts were used: 1, 1 and 0 when perfectly."""
 
@@ -95,9 +106,9 @@ class MetricsLog:
                 self._load_steps = 0
         _write(self._steps, line)
 
-    def evaluation(self, evaluation: Evaluation) -> None:
-        """Write one evaluation."""
-        _write(self._evaluations, asdict(evaluation))
+    def evaluation(self, evaluation: Evaluation, infills: Sequence[Filled]) -> None:
+        """Write one evaluation, with the infills it tried."""
+        _write(self._evaluations, {**asdict(evaluation), "infills": [asdict(each) for each in infills]})
 
     def close(self) -> None:
         self._steps.close()

@@ -1,10 +1,11 @@
 """Where a run's numbers go while it trains: its files, TensorBoard, and who looks on."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tapwater.train.clock import Clock
-from tapwater.train.metrics import Evaluation, MetricsLog, StepMetrics
+from tapwater.train.metrics import Evaluation, Filled, MetricsLog, StepMetrics
 from tapwater.train.tensorboard import TensorBoard
 from tapwater.train.view import Progress, View
 
@@ -30,16 +31,16 @@ class Record:
         self._num_steps += 1
         self._view.show(self._progress(metrics, evaluated))
 
-    def evaluation(self, evaluation: Evaluation) -> None:
-        """Write one evaluation, and say it."""
+    def evaluation(self, evaluation: Evaluation, infills: Sequence[Filled]) -> None:
+        """Write one evaluation, with the infills it tried, and say it."""
         for log in self._logs:
-            log.evaluation(evaluation)
+            log.evaluation(evaluation, infills)
         sources = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.sources.items())
-        infills = "" if evaluation.fim_exact is None else f"; infills exact {evaluation.fim_exact:.1%}"
+        exact = "" if evaluation.fim_exact is None else f"; infills exact {evaluation.fim_exact:.1%}"
         if evaluation.fim_exact_spm is not None:
-            infills += f", suffix first {evaluation.fim_exact_spm:.1%}"
+            exact += f", suffix first {evaluation.fim_exact_spm:.1%}"
         self._view.note(
-            f"step {evaluation.step}: held-out bits per byte {evaluation.bits_per_byte:.4f} ({sources}){infills}"
+            f"step {evaluation.step}: held-out bits per byte {evaluation.bits_per_byte:.4f} ({sources}){exact}"
         )
 
     def back_to(self, step: int, why: str) -> None:

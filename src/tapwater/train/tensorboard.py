@@ -1,9 +1,11 @@
 """The same metrics for TensorBoard, which draws them while a run goes on."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
 from tapwater.errors import ConfigError
-from tapwater.train.metrics import Evaluation, StepMetrics, summarise
+from tapwater.train.metrics import Evaluation, Filled, StepMetrics, summarise
 
 
 class TensorBoard:
@@ -42,7 +44,7 @@ class TensorBoard:
             if value is not None:
                 self._writer.add_scalar(name, value, metrics.step)
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def evaluation(self, evaluation: Evaluation, infills: Sequence[Filled]) -> None:
         named = {"all": evaluation.bits_per_byte, **evaluation.sources}
         for source, value in named.items():
             self._writer.add_scalar(f"bits_per_byte/{source}", value, evaluation.step)
@@ -50,6 +52,20 @@ class TensorBoard:
             self._writer.add_scalar("fim/exact", evaluation.fim_exact, evaluation.step)
         if evaluation.fim_exact_spm is not None:
             self._writer.add_scalar("fim/exact_spm", evaluation.fim_exact_spm, evaluation.step)
+        if infills:
+            self._writer.add_text("fim/infills", _as_markdown(infills), evaluation.step)
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _as_markdown(infills: Sequence[Filled]) -> str:
+    """Each wanted middle with what was written, as code blocks: indented, so that no text can end one."""
+    columns = [("wanted", "wanted"), ("wrote", "wrote"), ("wrote_spm", "wrote, suffix first")]
+    parts = [
+        f"{label}:\n\n{indent(value, ' ' * 4, lambda line: True)}\n"
+        for each in infills
+        for name, label in columns
+        if (value := getattr(each, name)) is not None
+    ]
+    return "\n".join(parts)
