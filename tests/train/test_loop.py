@@ -301,11 +301,12 @@ def test_a_vocabulary_too_small_is_refused(corpus: Corpus, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_does_not_fit_is_refused_before_it_starts(corpus: Corpus, tmp_path: Path):
+@pytest.mark.parametrize("precision", ["float32", "auto"])  # auto must not build it to see which is faster
+def test_what_does_not_fit_is_refused_before_it_starts(corpus: Corpus, tmp_path: Path, precision: str):
     huge = {"hidden_size": 32768, "num_attention_heads": 64, "num_key_value_heads": 64, "intermediate_size": 131072,
             "num_hidden_layers": 64}  # fmt: skip
     with pytest.raises(ConfigError, match=r"needs about [\d.]+ GB in each process and [\d.]+ GB are free"):
-        make_run(make_config(corpus, tmp_path / "run", model=huge), corpus)
+        make_run(make_config(corpus, tmp_path / "run", model=huge, train={"precision": precision}), corpus)
     assert not (tmp_path / "run").exists()
 
 

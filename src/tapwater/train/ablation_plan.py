@@ -20,10 +20,11 @@ from tapwater.data.loader import Loader
 from tapwater.errors import ConfigError, TapwaterError, TrainingError
 from tapwater.parallel import World
 from tapwater.train.loop import Run
+from tapwater.train.memory import check_memory
 from tapwater.train.probe import Precision
 from tapwater.train.schedule import learning_rate_share, sequences_at
 from tapwater.train.settled import check_same, plain, settled_before
-from tapwater.train.setup import check_corpus, check_memory, choose_precision, times_of
+from tapwater.train.setup import check_corpus, choose_precision, times_of
 
 PLAN_FILE = "plan.json"
 SAMPLED_ROWS = 256  # of which the lengths of documents are taken

@@ -26,13 +26,14 @@ from tapwater.train.heldout import Scorer
 from tapwater.train.infills import Infills
 from tapwater.train.interrupt import Interrupt
 from tapwater.train.measure import Meter
+from tapwater.train.memory import check_memory
 from tapwater.train.metrics import Evaluation, StepMetrics
 from tapwater.train.probe import matmul_peak
 from tapwater.train.record import Record
 from tapwater.train.saves import Saves
 from tapwater.train.schedule import learning_rate_share, rows_per_round, sequences_at
 from tapwater.train.settled import EXPORT, Settled, begin, settled_before
-from tapwater.train.setup import check_corpus, check_memory, choose_precision, num_steps
+from tapwater.train.setup import check_corpus, choose_precision, num_steps
 from tapwater.train.spikes import SpikeDetector
 from tapwater.train.state import Moment
 from tapwater.train.view import View

@@ -2,16 +2,11 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
 
 from tapwater.config import ModelConfig, PretrainConfig, replace_fields
-from tapwater.cost.hardware import machine
-from tapwater.cost.layout import Layout
-from tapwater.cost.memory import training_memory
-from tapwater.cost.recipe import Recipe
 from tapwater.data.corpus import Corpus
 from tapwater.data.heldout import heldout_rows
 from tapwater.data.loader import Loader
@@ -20,10 +15,10 @@ from tapwater.model import Sequences, Transformer
 from tapwater.parallel import World
 from tapwater.train.loss import Rows, losses_of
 from tapwater.train.masters import Masters
+from tapwater.train.memory import check_memory, check_trial, least_precision
 from tapwater.train.probe import Precision, fastest_precision
 from tapwater.train.step import Step
 
-GB = 1e9
 MINUTES_SHARE = 0.95  # of train.minutes that steps get; evaluations and checkpoints have the rest
 TIMING_SHARE, LONGEST_TIMING_S, FEWEST_TIMED = 0.01, 60.0, 3  # of train.minutes; steps timed before the first
 TRIAL_LAYERS = 2  # of the model that precisions are tried on, besides dense ones before the first experts
@@ -53,65 +48,25 @@ def check_corpus(config: PretrainConfig, corpus: Corpus) -> None:
         next(heldout_rows(corpus, source, config.data.sequence_length, config.evaluation.sequences))
 
 
-def check_memory(config: PretrainConfig, precision: Precision, world: World) -> None:
-    """ConfigError, with the numbers, when a process will not fit into its share of the memory that is free."""
-    needed = memory_bytes(config, precision)
-    if world.device.type == "cuda":
-        free = float(torch.cuda.mem_get_info(world.device)[0])
-    else:
-        free = free_bytes() / world.local_processes
-    if needed > free:
-        raise ConfigError(
-            f"the run needs about {needed / GB:.1f} GB in each process and {free / GB:.1f} GB are free for it; lower "
-            "batch.micro_sequences or data.sequence_length, set train.recomputation, or train a smaller model"
-        )
-
-
-def memory_bytes(config: PretrainConfig, precision: Precision) -> float:
-    """Bytes of the fullest process: weights, gradients, the optimizer's state and what the backward pass reads.
-
-    An estimate of tensors; what the program itself takes, some 0.5 GB, is on top. Processes of one machine are counted
-    as if each had the state of its own.
-    """
-    layout = Layout(dp=config.parallel.dp, ep=config.parallel.ep, pp=config.parallel.pp)
-    rows = config.batch.micro_sequences * config.parallel.dp
-    recipe = Recipe(
-        sequence=config.data.sequence_length,
-        batch=rows * max(1, config.parallel.pp),
-        micro_batch=config.batch.micro_sequences,
-        schedule="1f1b",
-        recomputation=config.train.recomputation,
-        optimizer=config.optimizer.name,
-        weight_format="float32" if precision == "float32" else "bf16",
-        gradient_format="float32",
-    )
-    # any machine will do: what is asked is only how much, not whether it fits there
-    return training_memory(config.model, machine("xeon-2vcpu"), layout, recipe).total_bytes
-
-
-def free_bytes() -> float:
-    """Bytes of memory that programs can still get on this machine."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return float(lines["MemAvailable"].split()[0]) * 1024
-    return torch.iinfo(torch.int64).max  # a system that does not say so refuses by itself
-
-
 def choose_precision(config: PretrainConfig, world: World) -> Precision:
-    """The precision asked for; `auto` is bf16 on a GPU, on a CPU whichever takes less time in a few layers."""
+    """The precision asked for; `auto` is bf16 on a GPU, on a CPU whichever takes less time in a few layers.
+
+    Raises ConfigError when those layers, or the run in either precision, do not fit into memory.
+    """
     asked = config.train.precision
     if asked != "auto":
         return asked
     if world.device.type == "cuda":
         return "bf16"
-    chosen = _faster(config) if world.is_first else None
+    check_memory(config, least_precision(config, world), world)
+    layers = min(config.model.num_hidden_layers, config.model.first_k_dense_replace + TRIAL_LAYERS)
+    small = replace_fields(config.model, {"num_hidden_layers": layers, "num_nextn_predict_layers": 0}, "trial")
+    check_trial(small, config)
+    chosen = _faster(small, config) if world.is_first else None
     return world.broadcast(chosen)
 
 
-def _faster(config: PretrainConfig) -> Precision:
-    layers = min(config.model.num_hidden_layers, config.model.first_k_dense_replace + TRIAL_LAYERS)
-    small = replace_fields(config.model, {"num_hidden_layers": layers, "num_nextn_predict_layers": 0}, "trial")
+def _faster(small: ModelConfig, config: PretrainConfig) -> Precision:
     size = config.data.sequence_length
     total = size * config.batch.micro_sequences
     tokens_T = torch.randint(0, small.vocab_size, (total,), generator=torch.Generator().manual_seed(0))
