@@ -35,6 +35,8 @@ CASES = {
     "ahead": Case(AHEAD, V2),
     "tied": Case(TIED),
     "ramp": Case(first_rows=4),
+    "again": Case(recomputation="full"),
+    "ahead_again": Case(AHEAD, V2, recomputation="full"),
 }
 
 
@@ -55,6 +57,11 @@ TWO = [
     ("v2", looped("interleaved_zero_bubble")),
     ("dropping", looped("zbv")),
     ("bias", looped("1f1b")),
+    ("again", ParallelSection(2, 2)),
+    ("ahead_again", ParallelSection(2, 2)),
+    ("again", looped("1f1b")),
+    ("again", looped("interleaved_zero_bubble")),
+    ("again", looped("zbv")),
 ]
 FOUR = [
     ("v2", ParallelSection(4)),

@@ -14,6 +14,7 @@ from torch import Tensor
 from tapwater.config import BalanceConfig, ModelConfig, replace_fields
 from tapwater.config.pretrain import ParallelSection
 from tapwater.model import Balance, Sequences, Transformer, update_bias
+from tapwater.model.recompute import Recomputation
 from tapwater.parallel import (
     MicroBatch,
     Pipeline,
@@ -57,6 +58,7 @@ class Case:
     balance: BalanceConfig = V2
     lonely_expert: bool = False  # experts of the second half are never chosen
     first_rows: int = ROWS  # of the first step
+    recomputation: Recomputation = "none"
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class Run:
     def __init__(self, case: Case, world: World) -> None:
         self.case, self.world = case, world
         self.model = part_of_model(case.model, world, weights_of(case).items())
+        self.model.recompute(case.recomputation)
         self.pipeline = Pipeline(self.model, world, LENGTH) if world.section.pp > 1 else None
         if self.pipeline is None:
             shard(self.model, world)

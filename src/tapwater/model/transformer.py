@@ -1,6 +1,7 @@
 """The one model definition: it trains, scores and serves every architecture of the family."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,14 +123,18 @@ class Transformer(nn.Module):
             raise ValueError("balance losses are defined over whole sequences, not over a cache")
         turned = rotation(self.config, positions_T)
         x_TD = self.embed_tokens(tokens_T)
-        again = self.recomputation == "full" and torch.is_grad_enabled()
         losses = []
         for layer, block in enumerate(self.layers):
-            given = (x_TD, turned, context, layer, balance)
-            x_TD, loss = run_again(block, *given) if again else block(*given)
+            x_TD, loss = self.run(block, x_TD, turned, context, layer, balance)
             if loss is not None:
                 losses.append(loss)
         return Output(self.norm(x_TD), sum_losses(losses) if losses else None)
+
+    def run(self, block: nn.Module, *given: Any) -> Any:
+        """block(*given) as `recompute` chose; for whoever goes through the layers."""
+        if self.recomputation == "full" and torch.is_grad_enabled():
+            return run_again(block, *given)
+        return block(*given)
 
     def new_pages(self, num_pages: int, page_size: int) -> Tensor:
         """An empty cache in the dtype of the weights: [L, P, S, X]."""
@@ -167,7 +172,7 @@ class Transformer(nn.Module):
             if balance is not None:
                 rows_balance = balance.ahead(lengths, depth)
             turned = rotation(self.config, rows.positions())
-            hidden_TD, loss = module(embedded_TD, previous_TD, turned, rows, rows_balance)
+            hidden_TD, loss = self.run(module, embedded_TD, previous_TD, turned, rows, rows_balance)
             found.append(Ahead(rows, Output(hidden_TD, sum_losses([loss]) if loss else None)))
         return found
 

@@ -68,7 +68,7 @@ class Stage(nn.Module):
         x_TD = self.embed_tokens(x) if self.is_first else x
         totals: list[Tensor] = []
         for layer, block in self.layers.items():
-            x_TD, losses = block(x_TD, turned, micro.sequences, int(layer), micro.balance)
+            x_TD, losses = model.run(block, x_TD, turned, micro.sequences, int(layer), micro.balance)
             if losses is not None:
                 terms_3 = torch.stack((losses.expert, losses.device, losses.communication)).detach()
                 job.found.append(Found(int(layer), terms_3, losses.load_E))
