@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from tapwater.checkpoint import load_hf
+from tapwater.checkpoint.store_manifest import list_checkpoints
 from tapwater.data.corpus import Corpus
 from tapwater.errors import CheckpointError, ConfigError, DataError, TrainingError
 from tapwater.model import Sequences
+from tapwater.train.evaluate import bits_per_byte
 from tapwater.train.metrics import read_evaluations, read_steps
+from tapwater.train.settled import check_same, plain
 from tiny_corpus import random_documents, write_corpus
 from training import MOE, make_config, make_corpus, make_run
 
@@ -308,6 +311,28 @@ def test_what_does_not_fit_is_refused_before_it_starts(corpus: Corpus, tmp_path:
     with pytest.raises(ConfigError, match=r"needs about [\d.]+ GB in each process and [\d.]+ GB are free"):
         make_run(make_config(corpus, tmp_path / "run", model=huge, train={"precision": precision}), corpus)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_best_is_the_best_on_the_same_text(corpus: Corpus, tmp_path: Path):
+    """Every checkpoint is scored, by the rows that evaluations take, the last one too, which is evaluated on all."""
+    every = {"checkpoint": {"every_steps": 3, "keep_last": 9}, "evaluation": {"every_steps": 4, "sequences": 1}}
+    run = make_run(make_config(corpus, tmp_path / "run", **every), corpus)
+    run.train()
+    saved = list_checkpoints(tmp_path / "run" / "checkpoints").complete
+    assert [each.step for each in saved] == [3, 6, 8] and None not in [each.score for each in saved]
+    nats, num_bytes = (sum(parts) for parts in zip(*run.scorer.score(corpus, 1).values(), strict=True))
+    assert saved[-1].score == pytest.approx(bits_per_byte(nats, int(num_bytes)), rel=1e-5)
+    assert saved[-1].score != pytest.approx(read_evaluations(tmp_path / "run")[-1]["bits_per_byte"], rel=1e-5)
+
+
+def test_a_setting_that_is_newer_than_the_run_had_its_default(corpus: Corpus, tmp_path: Path):
+    config = make_config(corpus, tmp_path / "run")
+    saved = plain(config)
+    del saved["optimizer"]["muon_momentum"]
+    check_same(saved, config, "run.json")
+    other = make_config(corpus, tmp_path / "run", optimizer={"muon_momentum": 0.5})
+    with pytest.raises(TrainingError, match=r"other settings of optimizer\.muon_momentum;"):
+        check_same(saved, other, "run.json")
 
 
 def test_minutes_become_steps_that_are_kept(corpus: Corpus, tmp_path: Path):

@@ -73,6 +73,15 @@ def test_lines_are_on_disk_before_the_log_is_closed(tmp_path: Path) -> None:
     log.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk that everybody has is Linux's")
+def test_a_full_disk_names_the_file_and_what_to_do() -> None:
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(TrainingError, match=r"/dev/full: cannot be written \(No space left.*make room"),
+    ):
+        module._write(full, {"step": 1})
+
+
 def test_resuming_leaves_every_step_once(tmp_path: Path) -> None:
     write(tmp_path, 0, range(1, 46))
     write(tmp_path, 30, range(31, 51))

@@ -10,6 +10,8 @@ from tapwater.train import probe
 from tapwater.train.probe import Precision, fastest_precision, matmul_peak
 from tiny import CONFIGS
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.parametrize("slow", ["float32", "bf16"])
 def test_the_faster_precision_is_chosen_though_it_is_slow_to_warm_up(slow: Precision) -> None:
@@ -28,7 +30,7 @@ def test_the_faster_precision_is_chosen_though_it_is_slow_to_warm_up(slow: Preci
 
 def test_the_peak_is_at_least_that_of_every_product_and_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "SQUARES", (256,))
-    peak = matmul_peak(torch.float32, CONFIGS["v2"], 64)
+    peak = matmul_peak(torch.float32, CONFIGS["v2"], 64, CPU)
     x = torch.randn(256, 256)
     seconds = least_seconds(lambda: x @ x, 3)
     assert peak > 0.3 * 2 * 256**3 / seconds  # noise of a shared machine
@@ -38,9 +40,9 @@ def test_the_peak_is_at_least_that_of_every_product_and_plausible(monkeypatch: p
 
 def test_products_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    monkeypatch.setattr(probe, "products_per_s", lambda dtype, products, repeats: found.extend(products) or 1.0)
+    monkeypatch.setattr(probe, "products_per_s", lambda dtype, products, repeats, device: found.extend(products) or 1.0)
     config = CONFIGS["v2"]
-    matmul_peak(torch.bfloat16, config, 77)
+    matmul_peak(torch.bfloat16, config, 77, CPU)
     assert (77, config.hidden_size, config.vocab_size) in found
     assert (77, config.hidden_size, config.moe.moe_intermediate_size) in found
     assert (2048, 2048, 2048) in found

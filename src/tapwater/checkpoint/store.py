@@ -127,10 +127,8 @@ class Store:
             hashes = {name: file for each in written for name, file in each.items()}
             together.run(lambda: self._finish(step, path, partial, hashes, score))
             together.run(self._remove_old)
-        except CheckpointError:
-            raise
         except Exception as error:  # a process that was killed ends the collectives of the others
-            raise CheckpointError(f"{path}: was not saved: {error}") from error
+            raise CheckpointError(f"{path}: was not saved: {error}; what was saved before it is kept") from error
         finally:
             if together.is_first:
                 shutil.rmtree(partial, ignore_errors=True)

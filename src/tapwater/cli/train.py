@@ -29,7 +29,7 @@ def train(config: Path, /, *overrides: Settings, json: AsJson = False) -> int:
     from tapwater.config import load_pretrain
 
     settings = load_pretrain(config, overrides)
-    rent = rent_of(settings)
+    rent_of(settings)  # refused before anything is loaded
 
     import torch
 
@@ -41,10 +41,10 @@ def train(config: Path, /, *overrides: Settings, json: AsJson = False) -> int:
 
     keep_freed_memory()
     corpus = Corpus.open(Path(settings.data.corpus))
-    torch.set_num_threads(settings.train.threads or max(1, available_cores() // settings.parallel.processes))
     world = join(settings.parallel)
+    torch.set_num_threads(settings.train.threads or max(1, available_cores() // world.local_processes))
     try:
-        finished = Run(settings, corpus, world, console(), rent).train()
+        finished = Run(settings, corpus, world, console(), rent_of(settings, world.machines)).train()
         if world.is_first:
             found = finished.evaluation
             _report(settings)
@@ -86,8 +86,11 @@ def _say(facts: dict[str, object]) -> None:
     console().print(text, highlight=False)
 
 
-def rent_of(settings: "PretrainConfig") -> Decimal | None:
-    """Dollars an hour of all machines of the run; a catalogue's rent is of one machine and its devices."""
+def rent_of(settings: "PretrainConfig", machines: int = 1) -> Decimal | None:
+    """Dollars an hour of all machines of the run; a catalogue's rent is of one machine and its devices.
+
+    Raises ConfigError when the catalogue has the machine but not its rent.
+    """
     from tapwater.cost.hardware import machine
 
     if settings.train.machine is None:
@@ -97,4 +100,4 @@ def rent_of(settings: "PretrainConfig") -> Decimal | None:
         raise ConfigError(
             f"train: no rent of machine {found.name} is known; set train.usd_per_hour instead of train.machine"
         )
-    return found.usd_per_hour.amount
+    return machines * found.usd_per_hour.amount

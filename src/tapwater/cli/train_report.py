@@ -7,6 +7,7 @@ from typing import Any
 
 from tapwater.cli import train_plots as plots
 from tapwater.cli.report_parts import drawing, grid, page, section
+from tapwater.data.replacing import replace_text
 from tapwater.errors import TrainingError
 from tapwater.train import health
 from tapwater.train.clock import Spent, read_spent
@@ -21,7 +22,8 @@ LINES_SHOWN = 3  # on either side of a hole
 def write_training_report(run: Path, corpus: Path | None) -> Path:
     """Write `report.html` into a run's directory and return its path; `corpus` holds baselines.json, if there is one.
 
-    Raises TrainingError when the run has no step yet or its spent.json is damaged, DataError for damaged baselines.
+    Raises TrainingError when the run has no step yet or its spent.json is damaged, DataError for damaged baselines or
+    a page that cannot be written.
     """
     steps, evaluations = read_steps(run), read_evaluations(run)
     if not steps:
@@ -29,7 +31,7 @@ def write_training_report(run: Path, corpus: Path | None) -> Path:
     baselines = health.read_baselines(corpus) if corpus is not None else {}
     path = run / "report.html"
     text = training_report(run.resolve().name, steps, evaluations, baselines, read_spent(run))
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
     return path
 
 

@@ -139,7 +139,8 @@ class Transformer(nn.Module):
     def new_pages(self, num_pages: int, page_size: int) -> Tensor:
         """An empty cache in the dtype of the weights: [L, P, S, X]."""
         shape = (self.config.num_hidden_layers, num_pages, page_size, self.config.kv_elements_per_token_per_layer)
-        return torch.zeros(shape, dtype=self.embed_tokens.weight.dtype)
+        weight = self.embed_tokens.weight
+        return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Next-token logits [R, vocab_size] in float32, for as many rows as are wanted."""

@@ -17,7 +17,7 @@ How a trainer uses it, in every process alike; a single process goes the same wa
 """
 
 from tapwater.parallel.build import part_of_model, random_weights, routed_layers, shard, sharded_names
-from tapwater.parallel.gradients import by_mesh, clip_gradients, sum_after_backward
+from tapwater.parallel.gradients import by_mesh, clip_gradients, reshard, sum_after_backward
 from tapwater.parallel.mesh import World, join, leave
 from tapwater.parallel.pipeline import Pipeline, Sums
 from tapwater.parallel.stage import MicroBatch, TokenLoss
@@ -36,6 +36,7 @@ __all__ = [
     "leave",
     "part_of_model",
     "random_weights",
+    "reshard",
     "routed_layers",
     "shard",
     "sharded_names",

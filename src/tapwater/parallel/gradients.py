@@ -20,6 +20,13 @@ def sum_after_backward(model: nn.Module, is_last: bool) -> None:
         model.set_requires_gradient_sync(is_last)
 
 
+def reshard(model: nn.Module) -> None:
+    """Forget whole weights that a forward pass has left behind; to be called when other ones were loaded."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @torch.no_grad()
 def clip_gradients(
     parameters: Iterable[Tensor], max_norm: float, world: World, known: Mapping[Tensor, Tensor] | None = None

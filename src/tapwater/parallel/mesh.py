@@ -35,7 +35,8 @@ class World:
     rank: int
     device: torch.device
     meshes: Meshes | None
-    local_processes: int = 1  # of the run on this machine: they share its memory
+    local_processes: int = 1  # of the run on this machine: they share its memory and its cores
+    machines: int = 1
 
     @property
     def size(self) -> int:
@@ -112,7 +113,9 @@ def join(section: ParallelSection, timeout_s: float = 600.0) -> World:
     experts = DeviceMesh(device.type, by_expert, mesh_dim_names=("pp", "ep", "edp"))
     machines: list[str] = [""] * section.processes
     dist.all_gather_object(machines, platform.node())
-    return World(section, dist.get_rank(), device, Meshes(dense, experts), machines.count(platform.node()))
+    return World(
+        section, dist.get_rank(), device, Meshes(dense, experts), machines.count(platform.node()), len({*machines})
+    )
 
 
 def leave() -> None:

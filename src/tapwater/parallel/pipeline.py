@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
     Schedule1F1B,
@@ -21,6 +20,7 @@ from tapwater.config.pretrain import ParallelSection
 from tapwater.errors import ConfigError
 from tapwater.model import BalanceLosses, Transformer
 from tapwater.parallel.build import load_rows, shard_module
+from tapwater.parallel.gradients import reshard
 from tapwater.parallel.mesh import World
 from tapwater.parallel.split import stage_layers, stages_of
 from tapwater.parallel.stage import Job, MicroBatch, Stage, TokenLoss
@@ -101,9 +101,7 @@ class Pipeline:
         with self._doing(Job(micro_batches, token_loss, 0.0)) as job:
             losses = [loss for index in range(len(micro_batches)) if (loss := self._forward(index)) is not None]
         for stage in self._stages.values():
-            for module in stage.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+            reshard(stage)
         return self._sums(losses, job)
 
     def _forward(self, index: int) -> Tensor | None:

@@ -24,7 +24,7 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], max_tokens: i
 def _generate(model: Transformer, prompts: Sequence[Sequence[int]], max_tokens: int, eos: int) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
     pages = model.new_pages(len(prompts), max(map(len, prompts)) + max_tokens)
-    size = pages.shape[2]
+    size, device = pages.shape[2], pages.device
     active = list(range(len(prompts)))
     new = [list(prompt) for prompt in prompts]  # tokens whose entries are not in the cache yet
     for _ in range(max_tokens):
@@ -33,15 +33,17 @@ def _generate(model: Transformer, prompts: Sequence[Sequence[int]], max_tokens: 
         places = [range(context - query, context) for query, context in zip(queries, contexts, strict=True)]
         view = CacheView(
             pages,
-            torch.tensor(active)[:, None],
-            torch.tensor([row * size + place for row, each in zip(active, places, strict=True) for place in each]),
+            torch.tensor(active, device=device)[:, None],
+            torch.tensor(
+                [row * size + place for row, each in zip(active, places, strict=True) for place in each], device=device
+            ),
             tuple(queries),
             tuple(contexts),
         )
-        tokens = torch.tensor([token for row in active for token in new[row]])
-        positions = torch.tensor([place for each in places for place in each])
+        tokens = torch.tensor([token for row in active for token in new[row]], device=device)
+        positions = torch.tensor([place for each in places for place in each], device=device)
         hidden_TD = model(tokens, positions, view).hidden_TD
-        last = torch.tensor(queries).cumsum(0) - 1
+        last = torch.tensor(queries, device=device).cumsum(0) - 1
         for row, token in zip(active, model.predict(hidden_TD[last]).likeliest, strict=True):
             new[row] = [token]
             if token != eos:

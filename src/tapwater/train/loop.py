@@ -78,7 +78,8 @@ class Run:
         self.infills = Infills(self.model, corpus, config)
 
         kind = torch.float32 if self.precision == "float32" else torch.bfloat16
-        peak = matmul_peak(kind, config.model, config.batch.micro_sequences * config.data.sequence_length)
+        rows = config.batch.micro_sequences * config.data.sequence_length
+        peak = matmul_peak(kind, config.model, rows, world.device)
         self.meter = Meter(config, peak * world.size, self.clock)
         with (console if world.is_first else Console(quiet=True)).status("how long a step takes"):
             self.total_steps = before.total_steps if before else num_steps(config, corpus, self.step, world)
@@ -86,6 +87,7 @@ class Run:
         self.number = 0  # finished steps
         self.tokens = 0
         self.evaluated: Evaluation | None = None
+        self._sample: tuple[int, float] | None = None  # a step and its score
         if before is None and world.is_first:
             begin(Settled(self.precision, self.total_steps), config, corpus)
 
@@ -106,7 +108,7 @@ class Run:
                 if not stopped:
                     self._evaluate_all(record)
                 if self.saves.newest != self.number:
-                    self.saves.save(self._now())
+                    self._save()
                 self.store.wait()
             self.store.close()
             if not stopped:
@@ -151,7 +153,7 @@ class Run:
                 self._rewind(record)
                 continue
             if self._is_due(config.checkpoint.every_steps):
-                self.saves.save(self._now())
+                self._save()
             if self._any(interrupt.asked):
                 return self.number < self.total_steps
         return False
@@ -180,6 +182,7 @@ class Run:
             )
         self.detector.rewind(found.detector)
         self.number, self.evaluated = found.step, found.evaluation  # tokens were read all the same
+        self._sample = None
         self.saves.settle_rewind(self._now())
         why = f"loss spike at step {spike}: back to step {self.number}, the batches in between are skipped"
         record.back_to(self.number, why)
@@ -189,6 +192,8 @@ class Run:
         sums = self.scorer.score(self.corpus, sequences)
         tried = self.infills.try_all()
         self.evaluated = evaluation(self.number, self.tokens, sums, tried.exact, tried.exact_spm)
+        if sequences is not None:
+            self._sample = self.number, self.evaluated.bits_per_byte
         record.evaluation(self.evaluated, tried.filled)
         return isfinite(self.evaluated.bits_per_byte)
 
@@ -198,18 +203,27 @@ class Run:
         if not self._evaluate(record, None):
             raise DivergedError(f"step {self.number}, the last: held-out text gave no finite number")
 
+    def _save(self) -> None:
+        """With the score of the rows that evaluations on the way take, at the last step too: only such compare."""
+        score = None
+        if self.config.checkpoint.keep_best:
+            if self._sample is None or self._sample[0] != self.number:
+                sums = self.scorer.score(self.corpus, self.config.evaluation.sequences)
+                self._sample = self.number, evaluation(self.number, self.tokens, sums).bits_per_byte
+            score = self._sample[1] if isfinite(self._sample[1]) else None
+        self.saves.save(self._now(), score)
+
     def _now(self) -> Moment:
         elapsed_s, states = self.clock.spent().elapsed_s, (self.loader.state(), self.detector.state(), random_state())
         return Moment(self.number, self.tokens, elapsed_s, self.evaluated, *states)
 
     def _export(self, view: View) -> None:
-        """The last step as a Hugging Face directory, replacing an earlier export of this run."""
+        """The last step as a Hugging Face directory, replacing an earlier export of this run; others do not wait."""
         path = self.directory / EXPORT
         if self.world.is_first:
             shutil.rmtree(path, ignore_errors=True)
             export(self.directory, path, self.directory / TOKENIZER, "latest", torch.bfloat16)
             view.note(f"exported to {path}: tapwater serve {path}")
-        self.world.barrier()
 
     def _any(self, asked: bool) -> bool:
         return bool(self.world.sum_all(torch.tensor(float(asked))) > 0)

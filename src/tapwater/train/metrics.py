@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from itertools import takewhile
@@ -111,8 +112,9 @@ class MetricsLog:
         _write(self._evaluations, {**asdict(evaluation), "infills": [asdict(each) for each in infills]})
 
     def close(self) -> None:
-        self._steps.close()
-        self._evaluations.close()
+        for file in (self._steps, self._evaluations):
+            with suppress(OSError):  # every line was flushed; one that could not be has been told of
+                file.close()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -143,8 +145,14 @@ def read_evaluations(directory: Path) -> list[dict[str, Any]]:
 
 
 def _write(file: BinaryIO, line: Mapping[str, Any]) -> None:
-    file.write(json.dumps(_plain(line), allow_nan=False, separators=(",", ":")).encode() + b"\n")
-    file.flush()
+    try:
+        file.write(json.dumps(_plain(line), allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        file.flush()
+    except OSError as error:
+        raise TrainingError(
+            f"{file.name}: cannot be written ({error.strerror}); make room, and the same command goes on from the "
+            "newest checkpoint"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -40,14 +40,14 @@ def fastest_precision(run_step: Callable[[Precision], None], rounds: int = ROUND
     return Trial(min(PRECISIONS, key=least.__getitem__), least)
 
 
-def matmul_peak(dtype: torch.dtype, config: ModelConfig, tokens: int) -> float:
-    """FLOP/s of the fastest matrix product found here, with torch's threads as they are; takes a second or two.
+def matmul_peak(dtype: torch.dtype, config: ModelConfig, tokens: int, device: torch.device) -> float:
+    """FLOP/s of the fastest matrix product found on `device`, with torch's threads as they are; takes a second or two.
 
     Tried are large squares and the products that `tokens` tokens of a micro-batch make with this model, so that no
     step can reach more by having better shapes. MFU against it is a share of what this machine's software does, not of
     a data sheet.
     """
-    return products_per_s(dtype, _products(config, tokens), ROUNDS)
+    return products_per_s(dtype, _products(config, tokens), ROUNDS, device)
 
 
 def _products(config: ModelConfig, tokens: int) -> list[Product]:

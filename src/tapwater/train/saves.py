@@ -15,7 +15,7 @@ from tapwater.checkpoint.store_manifest import (
 )
 from tapwater.config import PretrainConfig, read_json
 from tapwater.errors import CheckpointError, ConfigError
-from tapwater.parallel import World
+from tapwater.parallel import World, reshard
 from tapwater.train.settled import plain
 from tapwater.train.state import Moment, tensors_of
 from tapwater.train.step import Step
@@ -36,11 +36,8 @@ class Saves:
         self._rewound_path = store.directory / REWOUND_FILE
         self.newest: int | None = None  # the step last saved, resumed or gone back to
 
-    def save(self, moment: Moment) -> None:
+    def save(self, moment: Moment, score: float | None) -> None:
         """Begin to write a checkpoint; with checkpoint.asynchronous off, wait for it."""
-        evaluation = moment.evaluation
-        fresh = evaluation is not None and evaluation.step == moment.step
-        score = evaluation.bits_per_byte if evaluation is not None and fresh else None
         model = plain(self._config)["model"]
         self._store.save(moment.step, self._tensors(), {**moment.facts(), "model": model}, score)
         self.newest = moment.step
@@ -102,6 +99,7 @@ class Saves:
 
     def _load(self, step: int) -> dict[str, Any]:
         facts = self._store.load(step, self._tensors())
+        reshard(self._step.model)
         self._step.masters.publish()
         self.newest = step
         return facts

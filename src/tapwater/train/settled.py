@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def check_same(saved: dict[str, Any], config: PretrainConfig, where: str) -> Non
             continue
         if section == "batch" and config.balance.capacity_factor is not None:
             free = set()  # which tokens are dropped depends on those they are computed with
-        before, now = saved.get(section) or {}, own.get(section) or {}
+        before, now = _defaults(config, section) | (saved.get(section) or {}), own.get(section) or {}
         names = (before.keys() | now.keys()) - free
         changed += [f"{section}.{name}" for name in sorted(names) if before.get(name) != now.get(name)]
     if changed:
@@ -95,6 +95,14 @@ def check_same(saved: dict[str, Any], config: PretrainConfig, where: str) -> Non
             f"{where}: the run began with other settings of {', '.join(changed)}; set them as they were, or choose "
             "another directory for a new run"
         )
+
+
+def _defaults(config: PretrainConfig, section: str) -> dict[str, Any]:
+    """What a field is that the run did not know of when it began; a model's are in its file if they matter."""
+    part = getattr(config, section, None)
+    if section == "model" or not is_dataclass(part):
+        return {}
+    return {each.name: _plain(each.default) for each in fields(part) if each.default is not MISSING}
 
 
 def _read(path: Path) -> dict[str, Any]:
