@@ -107,7 +107,9 @@ def measure(name: str, precision: str, rounds: int, compiled: bool) -> dict[str,
     """Median seconds of a step of each, and what follows from them."""
     tables, rows = SHAPES[name]
     config = from_mapping(ModelConfig, tables, name)
-    peak = matmul_peak(torch.bfloat16 if precision == "bf16" else torch.float32, config, rows * LENGTH)
+    peak = matmul_peak(
+        torch.bfloat16 if precision == "bf16" else torch.float32, config, rows * LENGTH, torch.device("cpu")
+    )
     timers = {"tapwater": ours(tables, rows, precision), "transformers": peer(config, precision, compiled)}
     seconds: dict[str, list[float]] = {who: [] for who in timers}
     for number in range(rounds + 2):  # two to warm up: the first compiles

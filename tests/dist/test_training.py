@@ -77,6 +77,7 @@ FOUR = [
 
 def check(name: str, found: Found, directory: Path | None = None) -> None:
     expected = by_torch(CASES[name])
+    assert found.again == (CASES[name].recomputation == "full")
     assert found.losses == pytest.approx(expected.losses[-len(found.losses) :], abs=LOSS)
     assert found.norms == pytest.approx(expected.norms[-len(found.norms) :], rel=GRADIENT)
     assert found.loads == expected.loads[-len(found.loads) :]

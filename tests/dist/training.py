@@ -70,6 +70,7 @@ class Found:
     norms: list[float]
     loads: list[list[float]]
     gradients: dict[str, Tensor] | None
+    again: bool  # layers ran within a backward pass
     weights: dict[str, Tensor]
 
 
@@ -157,7 +158,7 @@ def by_torch(case: Case) -> Found:
             hidden = model(micro.tokens_T, micro.sequences.positions(), micro.sequences).hidden_TD
             evaluation += token_loss(model, hidden, targets, mask, num_targets(batch)).item()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    return Found(losses, evaluation, norms, loads, gradients, weights)
+    return Found(losses, evaluation, norms, loads, gradients, False, weights)
 
 
 class Run:
@@ -172,9 +173,15 @@ class Run:
             shard(self.model, world)
         self.optimizer = new_optimizer(by_mesh(self.model.parameters()), fused=True)
         self.gradients: dict[str, Tensor] | None = None  # of the first step
+        self.again = False
+        for block in self.model.layers:
+            block.register_forward_pre_hook(self._notice)
         # taken once: between a forward and a backward pass a sharded model has whole weights in their places
         self.parameters = dict(self.model.named_parameters(remove_duplicate=False))
         self.masters = Masters(self.model, "float32", sharded_names(self.model))
+
+    def _notice(self, *_: object) -> None:
+        self.again |= torch._C._current_graph_task_id() != -1  # noqa: SLF001 - a backward pass is under way
 
     def mine(self, batch: list[Row]) -> list[Row]:
         share = len(batch) // self.world.section.dp
@@ -241,7 +248,7 @@ def by_parallel(case: Case, section: ParallelSection) -> Found:
         run = Run(case, world)
         losses, norms, loads = zip(*(run.step(number) for number in range(STEPS)), strict=True)
         evaluation = run.evaluate(STEPS)
-        return Found(list(losses), evaluation, list(norms), list(loads), run.gradients, run.weights())
+        return Found(list(losses), evaluation, list(norms), list(loads), run.gradients, run.again, run.weights())
     finally:
         leave()
 
@@ -269,7 +276,7 @@ def resumed(case: Case, section: ParallelSection, directory: str) -> Found:
         run.optimizer.zero_grad()
         dcp.load(run.state(), checkpoint_id=directory)
         loss, norm, load = run.step(STEPS - 1)
-        return Found([loss], 0.0, [norm], [load], run.gradients, run.weights())
+        return Found([loss], 0.0, [norm], [load], run.gradients, run.again, run.weights())
     finally:
         leave()
 

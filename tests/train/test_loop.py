@@ -78,6 +78,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name: str, corpus: Corpus, tmp_p
     run.step.run = interrupted
     stopped = run.train()
     assert stopped.is_interrupted and stopped.step == 5
+    (saved,) = [each for each in list_checkpoints(broken / "checkpoints").complete if each.step == 5]
+    assert saved.score is None  # it was in haste
     finished = make_run(make_config(corpus, broken, **VARIANTS[name]), corpus).train()
     assert not finished.is_interrupted and finished.step == 8
 

@@ -1,12 +1,14 @@
 """Going back after a loss spike, and being killed soon after: the run goes on from there, and not into the spike."""
 
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 
 import pytest
 import torch
 
 from tapwater.checkpoint import load_hf
+from tapwater.checkpoint.store_manifest import list_checkpoints
 from tapwater.data.batch import Batch
 from tapwater.data.corpus import Corpus
 from tapwater.data.loader import Loader
@@ -138,3 +140,18 @@ def test_a_rewind_goes_with_its_checkpoint(corpus: Corpus, tmp_path: Path):
     kept.rename(tmp_path / "taken-away")
     assert poisoned(corpus, tmp_path).saves.resume() is None
     assert not (tmp_path / "checkpoints" / "rewound.json").exists()
+
+
+def test_weights_whose_score_is_no_number_are_not_saved(corpus: Corpus, tmp_path: Path) -> None:
+    """No evaluation is due there: the score of the checkpoint sees it."""
+    rare = {"evaluation": {"every_steps": 100, "sequences": 1}, "train": {"steps": STEPS}}
+    run = make_run(make_config(corpus, tmp_path / "run", spikes=SPIKES, checkpoint=EVERY_TWO, **rare), corpus)
+    score = run.scorer.score
+
+    def broken_once(of: Corpus, sequences: int | None) -> dict[str, tuple[float, int]]:
+        is_broken = run.number == BAD_STEP and not run.detector.num_rewinds
+        return {name: (nan if is_broken else nats, size) for name, (nats, size) in score(of, sequences).items()}
+
+    run.scorer.score = broken_once
+    assert run.train().step == STEPS and run.detector.num_rewinds == 1
+    assert all(each.score is not None for each in list_checkpoints(tmp_path / "run" / "checkpoints").complete)

@@ -43,7 +43,7 @@ def export(source: Path, output: Path, tokenizer_directory: Path, which: Which, 
             f"{config.vocab_size}"
         )
     model = meta_model(config).to_empty(device="cpu")
-    alone = Together(alone=True)  # other processes of the run, if there are any, wait elsewhere
+    alone = Together(alone=True)  # other processes of the run, if there are any, have no part in it
     Store(saved.path.parent, keep_last=1, keep_best=False, together=alone).load(saved.step, model_tensors(model))
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

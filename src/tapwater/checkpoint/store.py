@@ -126,12 +126,12 @@ class Store:
             written = together.run(lambda: _hashed(shard_files(partial, together.rank)))
             hashes = {name: file for each in written for name, file in each.items()}
             together.run(lambda: self._finish(step, path, partial, hashes, score))
-            together.run(self._remove_old)
         except Exception as error:  # a process that was killed ends the collectives of the others
             raise CheckpointError(f"{path}: was not saved: {error}; what was saved before it is kept") from error
         finally:
             if together.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
+        together.run(self._remove_old)
 
     def _begin(self, path: Path, partial: Path, facts: str) -> None:
         if not self._together.is_first:

@@ -33,7 +33,7 @@ def ablate(config: Path, /, *overrides: Settings, only: str | None = None, as_js
     ablation = load_ablation(config, overrides)
     names = [each.name for each in ablation.variants] if only is None else [each.strip() for each in only.split(",")]
     chosen = ablation.choose(names)
-    rent_of(ablation.base)  # refused before anything is loaded
+    rent = rent_of(ablation.base)
     directory = Path(ablation.budget.directory)
 
     import torch
@@ -57,7 +57,6 @@ def ablate(config: Path, /, *overrides: Settings, only: str | None = None, as_js
     with locked(directory):
         try:
             world = join(ablation.base.parallel)
-            rent = rent_of(ablation.base, world.machines)
             begun = planned_before(directory)
             with console().status("Settling how long each variant runs"):
                 reported = settle(

@@ -154,7 +154,7 @@ class CheckpointSection:
 
     every_steps: int = 500
     keep_last: int = 2
-    keep_best: bool = True  # besides the last ones; by held-out bits per byte of evaluation.sequences rows
+    keep_best: bool = True  # besides the last ones; by held-out bits per byte of evaluation.sequences rows a source
     asynchronous: bool = True  # training goes on while files are written
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from tapwater.train.evaluate import Marks, Problem, exact_share, infill_problems
 from tapwater.train.greedy import generate
 from tapwater.train.metrics import Filled
 
+LINES_KEPT = 5  # on either side of a hole, with every answer
 Answers = list[list[int]]
 SEED = 0  # the same corpus and lengths make the same problems, so that runs compare
 
@@ -61,8 +62,8 @@ class Infills:
         self._problems = infill_problems(texts, SEED, self._tokenizer.encode_part, marks, most, size)[:wanted]
         if not self._problems:
             raise ConfigError(
-                f"evaluation: no held-out document of {corpus.path} has a line or words of at most fim_max_tokens "
-                f"{most} tokens to take out; raise it, or set fim_documents to 0"
+                f"evaluation: none of the first {wanted} held-out documents of each source of {corpus.path} has a line "
+                f"or words of at most fim_max_tokens {most} tokens to take out; raise either, or set fim_documents to 0"
             )
 
     def try_all(self) -> Tried:
@@ -84,5 +85,7 @@ class Infills:
         decode, prompt = self._tokenizer.decode, problem.prompt
         begin, hole = prompt.index(self._marks.begin), prompt.index(self._marks.hole)
         before, after = decode(prompt[begin + 1 : hole]), decode(prompt[hole + 1 : -1])
+        before = "".join(before.splitlines(keepends=True)[-LINES_KEPT:])
+        after = "".join(after.splitlines(keepends=True)[: LINES_KEPT + 1])  # the first is the rest of the hole's own
         spm = None if answer_spm is None else decode(answer_spm)
         return Filled(before, problem.middle, after, decode(answer), spm)

@@ -108,7 +108,7 @@ class Run:
                 if not stopped:
                     self._evaluate_all(record)
                 if self.saves.newest != self.number:
-                    self._save()
+                    self._save(in_haste=stopped)
                 self.store.wait()
             self.store.close()
             if not stopped:
@@ -149,10 +149,13 @@ class Run:
             if not spiked and self._is_due(config.evaluation.every_steps):
                 is_number = self._evaluate(record, config.evaluation.sequences)
                 spiked = not is_number and self.detector.observe(self.number, nan)
+            saves = self._is_due(config.checkpoint.every_steps)
+            if not spiked and saves and config.checkpoint.keep_best and not isfinite(self._score()):
+                spiked = self.detector.observe(self.number, nan)
             if spiked:
                 self._rewind(record)
                 continue
-            if self._is_due(config.checkpoint.every_steps):
+            if saves:
                 self._save()
             if self._any(interrupt.asked):
                 return self.number < self.total_steps
@@ -203,15 +206,18 @@ class Run:
         if not self._evaluate(record, None):
             raise DivergedError(f"step {self.number}, the last: held-out text gave no finite number")
 
-    def _save(self) -> None:
-        """With the score of the rows that evaluations on the way take, at the last step too: only such compare."""
-        score = None
-        if self.config.checkpoint.keep_best:
-            if self._sample is None or self._sample[0] != self.number:
-                sums = self.scorer.score(self.corpus, self.config.evaluation.sequences)
-                self._sample = self.number, evaluation(self.number, self.tokens, sums).bits_per_byte
-            score = self._sample[1] if isfinite(self._sample[1]) else None
-        self.saves.save(self._now(), score)
+    def _save(self, in_haste: bool = False) -> None:
+        """With its score where the best is kept, but for a run that was told to stop and has none yet."""
+        is_known = self._sample is not None and self._sample[0] == self.number
+        score = self._score() if self.config.checkpoint.keep_best and (is_known or not in_haste) else nan
+        self.saves.save(self._now(), score if isfinite(score) else None)
+
+    def _score(self) -> float:
+        """Bits per byte of the rows that evaluations on the way take, at the last step too: only such compare."""
+        if self._sample is None or self._sample[0] != self.number:
+            sums = self.scorer.score(self.corpus, self.config.evaluation.sequences)
+            self._sample = self.number, evaluation(self.number, self.tokens, sums).bits_per_byte
+        return self._sample[1]
 
     def _now(self) -> Moment:
         elapsed_s, states = self.clock.spent().elapsed_s, (self.loader.state(), self.detector.state(), random_state())

@@ -55,7 +55,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Filled:
-    """A hole in held-out text as a model saw it, what stood there, and what the model wrote."""
+    """A hole in held-out text with the lines around it, what stood there, and what the model wrote."""
 
     before: str
     wanted: str

@@ -15,8 +15,8 @@ from tapwater.model import Sequences, Transformer
 from tapwater.parallel import World
 from tapwater.train.loss import Rows, losses_of
 from tapwater.train.masters import Masters
-from tapwater.train.memory import check_memory, check_trial, least_precision
-from tapwater.train.probe import Precision, fastest_precision
+from tapwater.train.memory import check_trial, fits
+from tapwater.train.probe import PRECISIONS, Precision, fastest_precision
 from tapwater.train.step import Step
 
 MINUTES_SHARE = 0.95  # of train.minutes that steps get; evaluations and checkpoints have the rest
@@ -51,14 +51,16 @@ def check_corpus(config: PretrainConfig, corpus: Corpus) -> None:
 def choose_precision(config: PretrainConfig, world: World) -> Precision:
     """The precision asked for; `auto` is bf16 on a GPU, on a CPU whichever takes less time in a few layers.
 
-    Raises ConfigError when those layers, or the run in either precision, do not fit into memory.
+    One that does not fit into memory is not chosen. Raises ConfigError when those layers do not fit.
     """
     asked = config.train.precision
     if asked != "auto":
         return asked
     if world.device.type == "cuda":
         return "bf16"
-    check_memory(config, least_precision(config, world), world)
+    fitting = [precision for precision in PRECISIONS if fits(config, precision, world)]
+    if len(fitting) < len(PRECISIONS):  # of none, whoever checks the choice says so
+        return world.broadcast(fitting[0] if fitting else "bf16")
     layers = min(config.model.num_hidden_layers, config.model.first_k_dense_replace + TRIAL_LAYERS)
     small = replace_fields(config.model, {"num_hidden_layers": layers, "num_nextn_predict_layers": 0}, "trial")
     check_trial(small, config)
