@@ -243,3 +243,20 @@ def test_a_signal_while_files_are_written(store: Store, sent: signal.Signals, le
         assert names(store) == ["step-00000001", "step-00000002.partial"]
     save(store, 3)
     assert not any(name.endswith(".partial") for name in names(store))
+
+
+def test_a_checkpoint_is_there_though_older_ones_cannot_be_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(store, step)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_remove_old", denied)
+        store.save(3, state(3), FACTS, None)
+        with pytest.raises(CheckpointError, match=r"step-00000003: is saved, but older ones were not removed"):
+            store.wait()
+    assert steps(store) == [1, 2, 3]

@@ -131,7 +131,10 @@ class Store:
         finally:
             if together.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
-        together.run(self._remove_old)
+        try:
+            together.run(self._remove_old)
+        except Exception as error:
+            raise CheckpointError(f"{path}: is saved, but older ones were not removed: {error}") from error
 
     def _begin(self, path: Path, partial: Path, facts: str) -> None:
         if not self._together.is_first:

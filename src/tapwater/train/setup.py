@@ -63,8 +63,10 @@ def choose_precision(config: PretrainConfig, world: World) -> Precision:
         return world.broadcast(fitting[0] if fitting else "bf16")
     layers = min(config.model.num_hidden_layers, config.model.first_k_dense_replace + TRIAL_LAYERS)
     small = replace_fields(config.model, {"num_hidden_layers": layers, "num_nextn_predict_layers": 0}, "trial")
-    check_trial(small, config)
-    chosen = _faster(small, config) if world.is_first else None
+    chosen = None
+    if world.is_first:  # alone: what it takes meanwhile is not free for the others
+        check_trial(small, config)
+        chosen = _faster(small, config)
     return world.broadcast(chosen)
 
 
