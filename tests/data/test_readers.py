@@ -14,7 +14,7 @@ from tapwater.config.corpus import SourceSection
 from tapwater.data.document import Document
 from tapwater.data.readers import read
 from tapwater.data.tally import Tally
-from tapwater.errors import DataError
+from tapwater.errors import ConfigError, DataError
 
 ROWS = [{"text": "one\ntwo"}, {"text": "三四"}, {"text": ""}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -181,3 +181,22 @@ def test_a_package_with_unreadable_metadata_has_the_licence_of_the_source(tmp_pa
         information.joinpath("METADATA").write_bytes(b"License-Expression: MPL-2.0\nAuthor: " + author + b"\n")
         information.joinpath("RECORD").write_text(f"{name}.py,,\n")
     assert {each.name: each.licence for each in documents(tmp_path, "source")} == {"old.py": "MIT", "new.py": "MPL-2.0"}
+
+
+def test_trimmed_python_says_what_went(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text('"""One.\n\nTwo.\n"""\nx = 1\n')
+    (tmp_path / "b.py").write_text("print 1\n")
+    (tmp_path / "c.sh").write_text("# one\n# two\n# three\n")
+    (tmp_path / "d.py").write_text("y = 2\n")
+    tally = Tally()
+    found = documents(tmp_path, "source", tally, python_prose="trim")
+    assert [each.text for each in found] == ['"""One."""\nx = 1\n', "# one\n# two\n# three\n", "y = 2\n"]
+    assert dropped(tally) == {"prose": 1, "not_python": 1}
+    assert [each.name for each in tally.counts["s"]["prose"].samples] == ["a.py"]
+    assert "Two." in tally.counts["s"]["prose"].samples[0].excerpt
+    assert documents(tmp_path, "source")[0].text == '"""One.\n\nTwo.\n"""\nx = 1\n'
+
+
+def test_only_program_text_is_trimmed() -> None:
+    with pytest.raises(ConfigError, match=r'python_prose = "trim" is for kind "source", not .text'):
+        SourceSection("s", "text", ("x",), "MIT", python_prose="trim")

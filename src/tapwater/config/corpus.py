@@ -30,6 +30,8 @@ class SourceSection:
     text_field: str = "text"  # jsonl, parquet
     languages: tuple[str, ...] = ()  # prose in another language is dropped ("en", "zh"); empty: any is kept
     fim: bool = False  # its documents may be rearranged for fill-in-the-middle
+    # trim: docstrings of Python keep their first line, comments of three lines and more go; files of other syntax too
+    python_prose: Literal["keep", "trim"] = "keep"
     limit_bytes: int | None = None  # text read at the most; files are then taken in a drawn order, not by name
 
     def __post_init__(self) -> None:
@@ -46,6 +48,8 @@ class SourceSection:
                 raise ConfigError(f"{self.name}: include takes suffixes such as '.py', got {suffix!r}")
         if self.languages and self.kind == "source":
             raise ConfigError(f"{self.name}: program text has no language to expect")
+        if self.python_prose == "trim" and self.kind != "source":
+            raise ConfigError(f'{self.name}: python_prose = "trim" is for kind "source", not {self.kind!r}')
 
 
 @dataclass(frozen=True)

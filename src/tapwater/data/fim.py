@@ -62,8 +62,9 @@ def order_of(key: int, spm_share: float, seed: int) -> Order:
 def split_text(text: str, key: int, seed: int, short_share: float = 0.0) -> tuple[str, str, str]:
     """Prefix, middle and suffix by two cuts drawn for the document of `key`; any of the parts may be empty.
 
-    Cuts are anywhere, but of the share `short_share` of documents around one, two or four whole lines, with the space
-    before the first of them or without, or around some words of one line. Blank texts are cut anywhere.
+    Cuts are anywhere, but of the share `short_share` of documents around one line, two or four (half of these around
+    one), with the space before the first of them or without, or around some words of one line. Blank texts are cut
+    anywhere.
     """
     if hashed(seed, _SHORT, key) < short_share * 2**64 and (lines := list(_LINE.finditer(text))):
         start, stop = _short_cuts(text, lines, key, seed)
@@ -79,7 +80,7 @@ def _short_cuts(text: str, lines: list[re.Match[str]], key: int, seed: int) -> t
     keep_space = next(draws) % 2
     if next(draws) % 3:
         start = line.start() if keep_space else _after_space(text, line.start())
-        last = min(number + (1, 2, 4)[next(draws) % 3], len(lines)) - 1
+        last = min(number + (1, 1, 2, 4)[next(draws) % 4], len(lines)) - 1
         return start, lines[last].end()
     words = list(_WORD.finditer(text, line.start(), line.end()))
     first = next(draws) % len(words)

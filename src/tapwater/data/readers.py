@@ -11,6 +11,7 @@ from tapwater.data.document import Document
 from tapwater.data.files import files_of, read_bytes, suffix_of, unpacked
 from tapwater.data.language import PROGRAMMING
 from tapwater.data.manual import plain_text
+from tapwater.data.python_text import trim_prose
 from tapwater.data.tally import Tally
 from tapwater.errors import DataError
 
@@ -57,8 +58,26 @@ def _source(source: SourceSection, max_bytes: int, seed: int, tally: Tally) -> I
         text = _decoded(path, name, source.name, max_bytes, tally)
         if text is not None:
             suffix = suffix_of(path)
-            licence = licences.get(path, source.licence)
-            yield Document(text, source.name, name, licence, PROGRAMMING.get(suffix, suffix.lstrip(".") or "text"))
+            language = PROGRAMMING.get(suffix, suffix.lstrip(".") or "text")
+            document = Document(text, source.name, name, licences.get(path, source.licence), language)
+            if source.python_prose == "trim" and language == "python":
+                trimmed = _trimmed(document, tally)
+                if trimmed is None:
+                    continue
+                document = trimmed
+            yield document
+
+
+def _trimmed(document: Document, tally: Tally) -> Document | None:
+    """What goes of a document counts as one that was dropped, so that it can be looked at."""
+    try:
+        kept, gone = trim_prose(document.text)
+    except SyntaxError:
+        tally.drop(document, "not_python")
+        return None
+    if gone:
+        tally.drop(document._replace(text=gone), "prose")
+    return document._replace(text=kept)
 
 
 def _man(source: SourceSection, max_bytes: int, seed: int, tally: Tally) -> Iterator[Document]:
