@@ -30,9 +30,9 @@ MOE = {
 }  # fmt: skip
 
 
-def make_corpus(path: Path) -> Corpus:
+def make_corpus(path: Path, first_seed: int = 0) -> Corpus:
     """Random tokens, with a tokenizer that has a token for every byte."""
-    train = {name: random_documents(60, 20, seed, VOCAB) for seed, name in enumerate(("code", "prose"))}
+    train = {name: random_documents(60, 20, seed, VOCAB) for seed, name in enumerate(("code", "prose"), first_seed)}
     heldout = {name: random_documents(6, 20, 10 + seed, VOCAB) for seed, name in enumerate(("code", "prose"))}
     corpus = write_corpus(path, train, heldout, VOCAB)
     letters = {letter: 2 + place for place, letter in enumerate(sorted(ByteLevel.alphabet()))}

@@ -62,6 +62,18 @@ def test_bad_lines_are_named(tmp_path: Path, line: bytes, words: str) -> None:
         documents(tmp_path, "jsonl")
 
 
+def test_a_row_too_long_for_memory_is_counted_and_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    long = json.dumps({"text": "x" * 250}).encode()
+    exact = json.dumps({"text": "y" * (100 - 13)}).encode() + b"\n"
+    monkeypatch.setattr("tapwater.data.readers.LONGEST_ROW", len(exact))
+    (tmp_path / "a.jsonl").write_bytes(exact + long + b"\n" + exact + long)
+    tally = Tally()
+    found = documents(tmp_path, "jsonl", tally)
+    assert [each.name for each in found] == ["a.jsonl:1", "a.jsonl:3"]
+    assert dropped(tally) == {"too_long": 2}
+    assert tally.counts["s"]["too_long"].num_bytes == 2 * len(long) + 1
+
+
 def test_half_a_surrogate_pair_is_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\\ud800"}\n{"text": "\\ud83d\\ude00"}\n')
     tally = Tally()

@@ -1,5 +1,6 @@
 """Runs on every mesh, end to end: metrics, checkpoints read on another mesh, the export."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from dist.processes import Raised, run
 from dist.runs import train
 from tapwater.checkpoint import load_hf
+from tapwater.checkpoint.store_manifest import list_checkpoints
 from tapwater.data.corpus import Corpus
 from training import make_corpus
 
@@ -47,6 +49,34 @@ def agree(mesh: dict[str, Any], processes: int, corpus: Corpus, directory: Path,
 @pytest.mark.parametrize("name", QUICK)
 def test_two_processes_run_as_one(name: str, corpus: Corpus, tmp_path: Path):
     agree(MESHES[name], 2, corpus, tmp_path, "float32")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(corpus: Corpus, tmp_path: Path):
+    """One process, then two, then one again: the curve of one that was never stopped."""
+    sections = {**BASE, "model": LAYERS, "checkpoint": {"every_steps": 2, "keep_last": 9}}
+    alone = train(corpus.path, tmp_path / "alone", sections)
+    went_on = shutil.copytree(tmp_path / "alone", tmp_path / "went-on")
+
+    back_to(went_on, 2)
+    sections["parallel"] = MESHES["dp2 ep2"]
+    found = run(2, tmp_path, [(train, (corpus.path, went_on, sections))])
+    for answers in found:
+        assert not isinstance(answers[0], Raised), answers[0]
+    back_to(went_on, 6)  # which the two wrote
+    last = train(corpus.path, went_on, {**sections, "parallel": {}})
+    for mine, theirs in zip(last, alone, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-5)
+    assert last[0][:2] == alone[0][:2]  # these steps were there already
+
+
+def back_to(directory: Path, step: int) -> None:
+    """As if the run had been killed after the checkpoint of `step`."""
+    saved = list_checkpoints(directory / "checkpoints").complete
+    assert step in [each.step for each in saved]
+    for each in saved:
+        if each.step > step:
+            shutil.rmtree(each.path)
+    shutil.rmtree(directory / "export")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -335,6 +336,23 @@ def test_a_setting_that_is_newer_than_the_run_had_its_default(corpus: Corpus, tm
     other = make_config(corpus, tmp_path / "run", optimizer={"muon_momentum": 0.5})
     with pytest.raises(TrainingError, match=r"other settings of optimizer\.muon_momentum;"):
         check_same(saved, other, "run.json")
+
+
+def test_a_corpus_may_move_but_not_change(corpus: Corpus, tmp_path: Path):
+    run = make_run(make_config(corpus, tmp_path / "run"), corpus)
+    moved = Corpus.open(shutil.copytree(corpus.path, tmp_path / "moved"))
+    again = make_run(make_config(moved, tmp_path / "run"), moved)
+    assert again.total_steps == run.total_steps
+    other = make_corpus(tmp_path / "other", first_seed=5)
+    assert other.fingerprint != corpus.fingerprint
+    with pytest.raises(TrainingError, match=r"run\.json: the run began with another corpus, that was at .*built, and"):
+        make_run(make_config(other, tmp_path / "run"), other)
+
+    record = tmp_path / "run" / "run.json"  # as runs wrote it that knew no fingerprint
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "corpus"}))
+    make_run(make_config(corpus, tmp_path / "run"), corpus)
+    with pytest.raises(TrainingError, match="the run began with another corpus"):
+        make_run(make_config(moved, tmp_path / "run"), moved)
 
 
 def test_minutes_become_steps_that_are_kept(corpus: Corpus, tmp_path: Path):

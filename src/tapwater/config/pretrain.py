@@ -1,4 +1,8 @@
-"""The typed sections of a pretraining run, one TOML file; what each number was in published runs is beside it."""
+"""The typed sections of a pretraining run, one TOML file; what each number was in published runs is beside it.
+
+A field that is added later has a default, and that is what runs did before it: a run goes on though its run.json does
+not know the field (train/settled.py).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

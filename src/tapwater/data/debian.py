@@ -22,10 +22,10 @@ def is_reading(path: Path) -> bool:
 class PackageLicences:
     """Licences by /usr/share/doc/<package>/copyright, where that is machine-readable (DEP 5); else `otherwise`."""
 
-    def __init__(self, otherwise: str) -> None:
+    def __init__(self, otherwise: str, root: Path = Path("/")) -> None:
         self._otherwise = otherwise
         self._licences: dict[Path, str] = {}
-        self._share = Path("/usr/share")
+        self._share, self._lists = root / "usr/share", root / "var/lib/dpkg/info"
 
     def of_documentation(self, path: Path) -> str:
         """Of a file below some share/doc/<package>."""
@@ -49,7 +49,7 @@ class PackageLicences:
     @cached_property
     def _package_of(self) -> dict[str, str]:
         pages = {}
-        for file in Path("/var/lib/dpkg/info").glob("*.list"):
+        for file in self._lists.glob("*.list"):
             package = file.stem.partition(":")[0]
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 if "/man/" in line:

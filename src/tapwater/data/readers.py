@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from io import BufferedIOBase
 from pathlib import Path
 
 from tapwater.config.corpus import SourceSection
@@ -15,6 +16,7 @@ from tapwater.data.python_text import trim_prose
 from tapwater.data.tally import Tally
 from tapwater.errors import DataError
 
+LONGEST_ROW = 2**28  # bytes of a line of jsonl
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 
 
@@ -105,15 +107,28 @@ def _doc(source: SourceSection, max_bytes: int, seed: int, tally: Tally) -> Iter
 def _jsonl(source: SourceSection, _: int, seed: int, tally: Tally) -> Iterator[Document]:
     for path, file in files_of(source, (".jsonl", ".ndjson"), seed, tally):
         with unpacked(path) as stream:
-            for number, line in enumerate(stream, 1):
+            for number, (line, num_bytes) in enumerate(_lines(stream), 1):
+                name = f"{file}:{number}"
+                if num_bytes > LONGEST_ROW:
+                    tally.drop_file(source.name, name, num_bytes, "too_long")
+                    continue
                 if not line.strip():
                     continue
                 text = _field(line, source.text_field, f"{path}, line {number}")
-                name = f"{file}:{number}"
                 if _is_unicode(text):
                     yield Document(text, source.name, name, source.licence, "")
                 else:
                     tally.drop_file(source.name, name, len(line), "not_utf8")
+
+
+def _lines(stream: BufferedIOBase) -> Iterator[tuple[bytes, int]]:
+    """Lines and how many bytes they have; of one above LONGEST_ROW, which memory might not hold, only the beginning."""
+    while line := stream.readline(LONGEST_ROW + 1):
+        num_bytes, part = len(line), line
+        while len(part) > LONGEST_ROW and not part.endswith(b"\n"):
+            part = stream.readline(LONGEST_ROW + 1)
+            num_bytes += len(part)
+        yield line, num_bytes
 
 
 def _parquet(source: SourceSection, _: int, seed: int, tally: Tally) -> Iterator[Document]:

@@ -92,7 +92,7 @@ def settle(ablation: AblationConfig, chosen: Sequence[Variant], corpus: Corpus, 
     for each in planned:
         for seed in range(ablation.budget.seeds):
             with _named(f"{each.name}, seed {seed}"):
-                settled_before(each.run(path.parent, seed), world)
+                settled_before(each.run(path.parent, seed), corpus, world)
     _write(path, saved)
     return Plan(ablation.budget.equal, saved["amount"], saved["precision"], corpus.fingerprint, tuple(planned))
 

@@ -64,7 +64,7 @@ class Run:
         self.directory = Path(config.train.directory)
         self.clock = Clock(self.directory, usd_per_hour)
         check_corpus(config, corpus)
-        before = settled_before(config, world)
+        before = settled_before(config, corpus, world)
         self.precision = before.precision if before else choose_precision(config, world)
         check_memory(config, self.precision, world)
 

@@ -20,8 +20,9 @@ from tapwater.train.probe import PRECISIONS, Precision
 RUN_FILE = "run.json"
 EXPORT = "export"
 # What may change when a run goes on: where and how it is computed, watched and kept; not what it computes. Steps,
-# minutes and precision were settled when it began: `_check_settled` refuses others.
-FREE = {"train": {"directory", "threads", "machine", "usd_per_hour", "recomputation", "minutes", "steps", "precision"},
+# minutes and precision were settled when it began, and the corpus may have moved: `_check_settled` refuses others.
+FREE = {"data": {"corpus"},
+        "train": {"directory", "threads", "machine", "usd_per_hour", "recomputation", "minutes", "steps", "precision"},
         "parallel": None, "checkpoint": None, "evaluation": None, "spikes": None,
         "batch": {"micro_sequences"}}  # fmt: skip
 
@@ -34,10 +35,11 @@ class Settled:
     total_steps: int
 
 
-def settled_before(config: PretrainConfig, world: World) -> Settled | None:
+def settled_before(config: PretrainConfig, corpus: Corpus, world: World) -> Settled | None:
     """What this run settled when it began; None for a new one.
 
-    Raises TrainingError for a run.json that is damaged or of other settings, and for a directory of an unknown run.
+    Raises TrainingError for a run.json that is damaged, of other settings or of another corpus, and for a directory of
+    an unknown run.
     """
     directory = Path(config.train.directory)
     path = directory / RUN_FILE
@@ -55,7 +57,7 @@ def settled_before(config: PretrainConfig, world: World) -> Settled | None:
     if found is None:
         return None
     check_same(found["config"], config, str(path))
-    _check_settled(found, config, str(path))
+    _check_settled(found, config, corpus, str(path))
     return Settled(found["precision"], found["total_steps"])
 
 
@@ -66,7 +68,11 @@ def begin(settled: Settled, config: PretrainConfig, corpus: Corpus) -> None:
     shutil.copytree(corpus.tokenizer_directory, directory / TOKENIZER, dirs_exist_ok=True)
     partial = directory / f".{RUN_FILE}.partial"
     partial.write_text(
-        json.dumps({**asdict(settled), "config": plain(config)}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps(
+            {**asdict(settled), "corpus": corpus.fingerprint, "config": plain(config)}, indent=2, ensure_ascii=False
+        )
+        + "\n",
+        encoding="utf-8",
     )
     partial.rename(directory / RUN_FILE)
 
@@ -120,9 +126,16 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_settled(settled: dict[str, Any], config: PretrainConfig, where: str) -> None:
-    """TrainingError for a length or a precision other than the run began with: neither can change on the way."""
+def _check_settled(settled: dict[str, Any], config: PretrainConfig, corpus: Corpus, where: str) -> None:
+    """TrainingError for a corpus, a length or a precision other than the run began with: none can change on the way."""
     train = config.train
+    begun = settled["config"].get("data", {}).get("corpus")
+    is_same = settled["corpus"] == corpus.fingerprint if "corpus" in settled else begun == config.data.corpus
+    if not is_same:  # older runs know no fingerprint
+        raise TrainingError(
+            f"{where}: the run began with another corpus, that was at {begun}, and {corpus.path} has other text; set "
+            "data.corpus to where that one is now, or choose another directory for a new run"
+        )
     before = settled["config"].get("train", {}).get("minutes")
     for name, asked, kept in (
         ("steps", train.steps, settled["total_steps"]),
