@@ -120,7 +120,7 @@ def test_what_cannot_be_cut_stays_the_same_program(text: str) -> None:
 
 
 def test_line_ends_and_letters_of_several_bytes() -> None:
-    assert trim_prose('é = "ü"\r\ndef f():\r\n    """水\r\n    two"""\r\n') == (
+    assert trim_prose('\ufeffé = "ü"\r\ndef f():\r\n    """水\r\n    two"""\r\n') == (
         'é = "ü"\ndef f():\n    """水"""\n',
         "    two",
     )

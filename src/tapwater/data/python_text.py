@@ -15,9 +15,9 @@ def trim_prose(text: str) -> tuple[str, str]:
     """The text with docstrings cut to their first line and without comments of three lines or more, and what went.
 
     It is still the same program but for those strings: its syntax tree differs in docstrings alone. Line ends are
-    "\\n" afterwards. Raises SyntaxError for what is not Python of the running interpreter.
+    "\\n" afterwards, a byte order mark goes. Raises SyntaxError for what is not Python of the running interpreter.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     tree = _parsed(text)
     lines = text.encode().split(b"\n")
     gone: list[bytes] = []
