@@ -1,11 +1,13 @@
 """`tapwater report`: the page of a run that goes on, or is over."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from cli.test_train_report import write
 from tapwater.cli import main
+from tiny_corpus import random_documents, write_corpus
 
 
 def run(*arguments: object) -> int:
@@ -24,11 +26,18 @@ def test_a_run_gets_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_the_corpus_the_run_was_told_gives_the_baselines(tmp_path: Path) -> None:
     write(tmp_path / "run", 20)
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    (corpus / "baselines.json").write_text(
+    corpus = write_corpus(tmp_path / "corpus", {"code": random_documents(9, 20, 0)})
+    (corpus.path / "baselines.json").write_text(
         '[{"source": "code", "method": "zstd", "bits_per_byte": 3.5, "num_bytes": 9, "detail": ""}]'
     )
-    (tmp_path / "run" / "run.json").write_text(f'{{"config": {{"data": {{"corpus": "{corpus}"}}}}}}')
+    settled = {"config": {"data": {"corpus": str(corpus.path)}}, "corpus": corpus.fingerprint}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settled))
     assert run(tmp_path / "run") == 0
+    assert "+0.500" in (tmp_path / "run" / "report.html").read_text()
+
+    settled["corpus"] = "of text that lay there before"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settled))
+    assert run(tmp_path / "run") == 0
+    assert "+0.500" not in (tmp_path / "run" / "report.html").read_text()
+    assert run(tmp_path / "run", "--corpus", corpus.path) == 0
     assert "+0.500" in (tmp_path / "run" / "report.html").read_text()

@@ -212,3 +212,5 @@ def test_trimmed_python_says_what_went(tmp_path: Path) -> None:
 def test_only_program_text_is_trimmed() -> None:
     with pytest.raises(ConfigError, match=r'python_prose = "trim" is for kind "source", not .text'):
         SourceSection("s", "text", ("x",), "MIT", python_prose="trim")
+    with pytest.raises(ConfigError, match=r"needs \.py or \.pyi in include"):
+        SourceSection("s", "source", ("x",), "MIT", include=(".c",), python_prose="trim")

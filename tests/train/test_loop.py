@@ -348,11 +348,13 @@ def test_a_corpus_may_move_but_not_change(corpus: Corpus, tmp_path: Path):
     with pytest.raises(TrainingError, match=r"run\.json: the run began with another corpus, that was at .*built, and"):
         make_run(make_config(other, tmp_path / "run"), other)
 
-    record = tmp_path / "run" / "run.json"  # as runs wrote it that knew no fingerprint
+    run.train()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")
+    record = tmp_path / "run" / "run.json"  # as runs wrote it that knew no fingerprint: their checkpoints do
     record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "corpus"}))
-    make_run(make_config(corpus, tmp_path / "run"), corpus)
-    with pytest.raises(TrainingError, match="the run began with another corpus"):
-        make_run(make_config(moved, tmp_path / "run"), moved)
+    with pytest.raises(DataError, match="the saved place is of another corpus"):
+        make_run(make_config(other, tmp_path / "run"), other).train()
+    make_run(make_config(moved, tmp_path / "run"), moved).train()
 
 
 def test_minutes_become_steps_that_are_kept(corpus: Corpus, tmp_path: Path):

@@ -27,10 +27,14 @@ def report(run: Path, /, *, corpus: Path | None = None) -> None:
 
 
 def _own_corpus(run: Path) -> Path | None:
+    from tapwater.data.corpus import Corpus
     from tapwater.train.settled import RUN_FILE
 
     path = run / RUN_FILE
     if not path.is_file():
         return None
-    found = Path(json.loads(path.read_text(encoding="utf-8"))["config"]["data"]["corpus"])
-    return found if found.is_dir() else None
+    settled = json.loads(path.read_text(encoding="utf-8"))
+    found = Path(settled["config"]["data"]["corpus"])
+    if not found.is_dir():  # it may have moved since
+        return None
+    return found if Corpus.open(found).fingerprint == settled.get("corpus") else None

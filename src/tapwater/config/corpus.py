@@ -30,9 +30,12 @@ class SourceSection:
     text_field: str = "text"  # jsonl, parquet
     languages: tuple[str, ...] = ()  # prose in another language is dropped ("en", "zh"); empty: any is kept
     fim: bool = False  # its documents may be rearranged for fill-in-the-middle
-    # trim: docstrings of Python keep their first line, comments of three lines and more go; files of other syntax too
+    # of .py and .pyi; trim: docstrings keep their first line, comments of three lines and more go, and so do files that
+    # are no Python of this interpreter
     python_prose: Literal["keep", "trim"] = "keep"
-    limit_bytes: int | None = None  # text read at the most; files are then taken in a drawn order, not by name
+    limit_bytes: int | None = (
+        None  # text at the most (trimmed, where it is); files are then taken in a drawn order, not by name
+    )
 
     def __post_init__(self) -> None:
         if not self.name or not all(each.isalnum() or each in "_-." for each in self.name) or self.name[0] in ".-":
@@ -50,6 +53,8 @@ class SourceSection:
             raise ConfigError(f"{self.name}: program text has no language to expect")
         if self.python_prose == "trim" and self.kind != "source":
             raise ConfigError(f'{self.name}: python_prose = "trim" is for kind "source", not {self.kind!r}')
+        if self.python_prose == "trim" and self.include and not {".py", ".pyi"} & set(self.include):
+            raise ConfigError(f'{self.name}: python_prose = "trim" needs .py or .pyi in include')
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,36 @@ import re
 import warnings
 from collections.abc import Iterator
 
+from tapwater.data.filters import GENERATED_LINES, says_generated
+
 LONG_COMMENT = 3  # lines in a row: licences and explanations
 _TRIPLE = re.compile(rb"""[rRuU]?("{3}|'{3})[ \t]*""")
 _GONE = b"\0"  # a line that is not written; no other holds this character, which is no Python
+_WORD = re.compile(r"\w")
 _HAS_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def trim_prose(text: str) -> tuple[str, str]:
-    """The text with docstrings cut to their first line and without comments of three lines or more, and what went.
+    """The text with docstrings cut to their first line of words and without comments of three lines or more; what went.
 
-    It is still the same program but for those strings: its syntax tree differs in docstrings alone. Line ends are
+    It is still the same program but for those strings: its syntax tree differs in docstrings alone. Those stay whole
+    whose first line could not end there (with a quote or a backslash), and the first lines of a file that say a program
+    wrote it, for the filter that looks for them. Line ends are
     "\\n" afterwards, a byte order mark goes. Raises SyntaxError for what is not Python of the running interpreter.
     """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     tree = _parsed(text)
     lines = text.encode().split(b"\n")
+    spared = GENERATED_LINES if says_generated(text) else 0
     gone: list[bytes] = []
     for first, last in list(_long_comments(lines, _lines_in_strings(tree))):
-        gone += lines[first:last]
-        lines[first:last] = [_GONE] * (last - first)  # docstrings are found by line: none may move yet
+        if first >= spared:
+            gone += lines[first:last]
+            last += _is_blank(lines, first - 1) and _is_blank(lines, last)  # one of two gaps that meet
+            lines[first:last] = [_GONE] * (last - first)  # docstrings are found by line: none may move yet
     for node in _docstrings(tree):
-        _cut(lines, node, gone)
+        if node.lineno > spared:
+            _cut(lines, node, gone)
     kept = b"\n".join(line for line in lines if line != _GONE)
     return kept.decode(), b"\n".join(gone).decode()
 
@@ -49,14 +58,19 @@ def _lines_in_strings(tree: ast.Module) -> set[int]:
 
 
 def _long_comments(lines: list[bytes], in_strings: set[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of numbers of lines."""
+    """Ranges of numbers of lines. One after a backslash stays: it ends the statement that would go on without it."""
     start = 0
     for number in range(len(lines) + 1):
         if number < len(lines) and lines[number].lstrip().startswith(b"#") and number not in in_strings:
             continue
-        if number - start >= LONG_COMMENT:
+        if number - start >= LONG_COMMENT and not (start and lines[start - 1].endswith(b"\\")):
             yield start, number
         start = number + 1
+
+
+def _is_blank(lines: list[bytes], number: int) -> bool:
+    """Also before the first line and after the last."""
+    return not 0 <= number < len(lines) or not lines[number].strip()
 
 
 def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
@@ -78,7 +92,7 @@ def _cut(lines: list[bytes], node: ast.Constant, gone: list[bytes]) -> None:
     body = [lines[first][start:], *lines[first + 1 : last], lines[last][: stop - len(quotes)]]
     if any(quotes in line for line in body):
         return  # several strings next to each other
-    place = next((place for place, line in enumerate(body) if line.strip()), 0)
+    place = next((place for place, line in enumerate(body) if _WORD.search(line.decode())), 0)
     summary = body[place].strip()
     if summary.endswith((quotes[:1], b"\\")):
         return  # the quotes that follow would not end it

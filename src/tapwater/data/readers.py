@@ -77,7 +77,7 @@ def _trimmed(document: Document, tally: Tally) -> Document | None:
     except SyntaxError:
         tally.drop(document, "not_python")
         return None
-    if gone:
+    if gone.strip():
         tally.drop(document._replace(text=gone), "prose")
     return document._replace(text=kept)
 

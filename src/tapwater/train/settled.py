@@ -129,9 +129,10 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_settled(settled: dict[str, Any], config: PretrainConfig, corpus: Corpus, where: str) -> None:
     """TrainingError for a corpus, a length or a precision other than the run began with: none can change on the way."""
     train = config.train
-    begun = settled["config"].get("data", {}).get("corpus")
-    is_same = settled["corpus"] == corpus.fingerprint if "corpus" in settled else begun == config.data.corpus
-    if not is_same:  # older runs know no fingerprint
+    if (
+        settled.get("corpus", corpus.fingerprint) != corpus.fingerprint
+    ):  # older runs: the loader knows it, when it goes on
+        begun = settled["config"]["data"]["corpus"]
         raise TrainingError(
             f"{where}: the run began with another corpus, that was at {begun}, and {corpus.path} has other text; set "
             "data.corpus to where that one is now, or choose another directory for a new run"
