@@ -35,6 +35,11 @@ def test_the_corpus_the_run_was_told_gives_the_baselines(tmp_path: Path) -> None
     assert run(tmp_path / "run") == 0
     assert "+0.500" in (tmp_path / "run" / "report.html").read_text()
 
+    del settled["corpus"]  # as older runs wrote it
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settled))
+    assert run(tmp_path / "run") == 0
+    assert "+0.500" in (tmp_path / "run" / "report.html").read_text()
+
     settled["corpus"] = "of text that lay there before"
     (tmp_path / "run" / "run.json").write_text(json.dumps(settled))
     assert run(tmp_path / "run") == 0

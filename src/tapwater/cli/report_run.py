@@ -37,4 +37,5 @@ def _own_corpus(run: Path) -> Path | None:
     found = Path(settled["config"]["data"]["corpus"])
     if not found.is_dir():  # it may have moved since
         return None
-    return found if Corpus.open(found).fingerprint == settled.get("corpus") else None
+    fingerprint = Corpus.open(found).fingerprint
+    return found if settled.get("corpus", fingerprint) == fingerprint else None  # older runs say only the place

@@ -33,9 +33,8 @@ class SourceSection:
     # of .py and .pyi; trim: docstrings keep their first line, comments of three lines and more go, and so do files that
     # are no Python of this interpreter
     python_prose: Literal["keep", "trim"] = "keep"
-    limit_bytes: int | None = (
-        None  # text at the most (trimmed, where it is); files are then taken in a drawn order, not by name
-    )
+    # text at the most, as it is after trimming; with a limit files are taken in a drawn order, not by name
+    limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not all(each.isalnum() or each in "_-." for each in self.name) or self.name[0] in ".-":

@@ -66,14 +66,9 @@ def begin(settled: Settled, config: PretrainConfig, corpus: Corpus) -> None:
     directory = Path(config.train.directory)
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copytree(corpus.tokenizer_directory, directory / TOKENIZER, dirs_exist_ok=True)
+    record = {**asdict(settled), "corpus": corpus.fingerprint, "config": plain(config)}
     partial = directory / f".{RUN_FILE}.partial"
-    partial.write_text(
-        json.dumps(
-            {**asdict(settled), "corpus": corpus.fingerprint, "config": plain(config)}, indent=2, ensure_ascii=False
-        )
-        + "\n",
-        encoding="utf-8",
-    )
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.rename(directory / RUN_FILE)
 
 
@@ -129,9 +124,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_settled(settled: dict[str, Any], config: PretrainConfig, corpus: Corpus, where: str) -> None:
     """TrainingError for a corpus, a length or a precision other than the run began with: none can change on the way."""
     train = config.train
-    if (
-        settled.get("corpus", corpus.fingerprint) != corpus.fingerprint
-    ):  # older runs: the loader knows it, when it goes on
+    if settled.get("corpus", corpus.fingerprint) != corpus.fingerprint:  # older runs: the loader looks, at a checkpoint
         begun = settled["config"]["data"]["corpus"]
         raise TrainingError(
             f"{where}: the run began with another corpus, that was at {begun}, and {corpus.path} has other text; set "
